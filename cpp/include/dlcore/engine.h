@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "dlcore/options.h"
+#include "dlcore/output.h"
+#include "dlcore/request.h"
+#include "dlcore/status.h"
+
+namespace dlcore {
+
+class Device;
+class Executable;
+
+struct EngineStats {
+  // Scheduler counters (see sched/scheduler.h), copied once a step.
+  int32_t num_running = 0;
+  int32_t num_waiting = 0;
+  int32_t num_free_blocks = 0;
+  int32_t num_cached_blocks = 0;
+  int32_t num_referenced_blocks = 0;
+  int32_t num_kv_blocks = 0;
+  uint64_t num_preemptions = 0;
+  uint64_t num_prompt_tokens = 0;
+  uint64_t num_generated_tokens = 0;
+  uint64_t num_prefix_queries = 0;
+  uint64_t num_prefix_hits = 0;
+  uint64_t num_finished = 0;
+  // The loop.
+  uint64_t num_steps = 0;
+  double step_cpu_seconds = 0;   // plan + fill + launch + commit, summed
+  double device_wait_seconds = 0;
+  bool healthy = true;           // false after a stall or a lost device
+};
+
+// The loop: one thread that takes requests, plans a step, fills the arena,
+// launches, and hands out the tokens of the step before.
+// Thread safety: every public method may be called from any thread.
+class Engine {
+ public:
+  // Addresses of the device arenas the executables were captured with.
+  struct Arenas {
+    uint64_t input = 0;   // StepLayout::MaxInputBytes
+    uint64_t output = 0;  // StepLayout::MaxOutputBytes
+  };
+
+  // Validates the options; the thread starts with Start().
+  static Status Create(const EngineOptions& options, std::unique_ptr<Device> device,
+                       Arenas arenas, std::unique_ptr<Engine>* out);
+  ~Engine();  // Stop()
+
+  // Registers what runs steps up to `key` (the smallest registered key that
+  // covers a plan is chosen). Before Start only.
+  Status AddExecutable(const StepKey& key, std::unique_ptr<Executable> executable);
+  // Runs every step with exact counts, no buckets (CPU). Before Start only.
+  Status SetExactExecutable(std::unique_ptr<Executable> executable);
+
+  Status Start();
+  // Fails what is queued or running with kAbort and joins the thread. Idempotent.
+  void Stop();
+
+  Status Submit(Request request);
+  void Abort(RequestId id);
+
+  // Waits up to `timeout_s` for outputs and takes all there are. False on
+  // timeout. When it returns false after Stop, nothing will ever come.
+  bool Poll(double timeout_s, OutputBatch* out);
+  // An eventfd readable while outputs wait; for event loops.
+  [[nodiscard]] int output_fd() const;
+  // Called by token constraints when a mask became ready. Any thread.
+  void Wake();
+
+  [[nodiscard]] EngineStats Stats() const;
+  // Human-readable state for the watchdog's dump and `/debug`.
+  [[nodiscard]] std::string DebugString() const;
+
+ private:
+  Engine();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace dlcore

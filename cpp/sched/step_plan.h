@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dlcore/step_layout.h"
+#include "dlcore/types.h"
+
+namespace dlcore {
+
+class Sequence;
+
+// One sequence's share of a step: query tokens [start, start + num_tokens).
+struct PlannedSequence {
+  Sequence* sequence = nullptr;
+  int32_t start = 0;
+  int32_t num_tokens = 0;
+  bool samples = false;           // the last query token reaches the end of what is known
+  int32_t num_prompt_rows = 0;    // prompt-logprob rows this chunk asks for
+};
+
+// What one step does. Owned by the scheduler, which keeps the last few alive
+// until they are committed; no allocation in steady state.
+struct StepPlan {
+  uint64_t step_id = 0;
+  std::vector<PlannedSequence> sequences;
+  int32_t num_tokens = 0;
+  int32_t num_rows = 0;
+  StepKind kind = StepKind::kMixed;
+  SamplerVariant sampler = SamplerVariant::kGreedy;
+
+  [[nodiscard]] bool empty() const { return sequences.empty(); }
+  // Real counts, before the graph table rounds them up to a bucket.
+  [[nodiscard]] StepKey key() const {
+    return {kind, sampler, num_tokens, static_cast<int32_t>(sequences.size()), 0};
+  }
+};
+
+}  // namespace dlcore
