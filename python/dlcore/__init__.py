@@ -1,0 +1,1 @@
+"""dlcore: an LLM inference engine with a C++ runtime and thin Python bindings."""

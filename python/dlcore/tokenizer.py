@@ -1,0 +1,1 @@
+"""The tokenizer of a model folder: encode, chat template, incremental decode."""
