@@ -8,14 +8,11 @@ held back until it is whole.
 from __future__ import annotations
 
 import codecs
-import json
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from dlcore.token_table import TokenTable, byte_of_token
 from dlcore.tokenizer import Tokenizer
-
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class IncrementalDetokenizer(Protocol):
@@ -35,39 +32,17 @@ class DetokenizerFactory:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._byte_level = _is_byte_level(tokenizer)
         self._tables: dict[bool, TokenTable] = {}
 
     def make(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        if not self._byte_level:
+        if not self._tokenizer.is_byte_level:
             return WindowDetokenizer(self._tokenizer, skip_special_tokens)
         table = self._tables.get(skip_special_tokens)
         if table is None:
-            table = self._tables[skip_special_tokens] = TokenTable(
-                self._tokenizer, skip_special_tokens
-            )
+            special = self._tokenizer.special_token_ids() if skip_special_tokens else ()
+            table = TokenTable(self._tokenizer.backend, byte_level=True, skipped=special)
+            self._tables[skip_special_tokens] = table
         return ByteLevelDetokenizer(table)
-
-
-class TokenTable:
-    """Every id's bytes, and its text where the bytes are whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        decoded_bytes = _byte_level_alphabet()
-        skipped = tokenizer.special_token_ids() if skip_special_tokens else frozenset()
-        vocab = tokenizer.backend.get_vocab(with_added_tokens=True)
-        size = max(vocab.values(), default=-1) + 1
-        self.bytes: list[bytes] = [b""] * size
-        self.text: list[str | None] = [""] * size
-        for token, i in vocab.items():
-            if i in skipped:
-                continue
-            raw = _token_bytes(token, decoded_bytes)
-            self.bytes[i] = raw
-            try:
-                self.text[i] = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                self.text[i] = None
 
 
 class ByteLevelDetokenizer:
@@ -115,7 +90,7 @@ class WindowDetokenizer:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
         def is_byte(i: int) -> bool:
-            return _BYTE_TOKEN.fullmatch(tokenizer.id_to_token(i) or "") is not None
+            return byte_of_token(tokenizer.id_to_token(i) or "") is not None
 
         self._decode: Callable[[list[int]], str] = decode
         self._is_byte: Callable[[int], bool] = is_byte
@@ -151,28 +126,3 @@ class WindowDetokenizer:
         else:
             self._window, self._window_text = grown, text
         return delta
-
-
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    decoder: dict[str, Any] | None = json.loads(tokenizer.backend.to_str()).get("decoder")
-    while decoder is not None and decoder["type"] == "Sequence" and len(decoder["decoders"]) == 1:
-        decoder = decoder["decoders"][0]
-    return decoder is not None and decoder["type"] == "ByteLevel"
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for every byte: printable ones are themselves, the rest
-    follow from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [b for b in range(256) if b not in printable]
-    alphabet = {chr(b): b for b in printable}
-    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
-    return alphabet
-
-
-def _token_bytes(token: str, alphabet: dict[str, int]) -> bytes:
-    """An added token with a character outside the alphabet stands for itself."""
-    try:
-        return bytes([alphabet[c] for c in token])
-    except KeyError:
-        return token.encode("utf-8")

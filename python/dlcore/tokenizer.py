@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from dlcore.chat_template import ChatTemplate, ChatTemplateError, Message
+from dlcore.token_table import TokenTable
 
 
 class TokenizerError(ValueError):
@@ -19,7 +20,7 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A `tokenizer.json` and what stands beside it.
 
-    Thread safety: immutable after construction; encode and decode may run on any thread.
+    Thread safety: encode and decode may run on any thread.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Tokenizer:
         self._chat_template = chat_template
         self._eos_token_ids = tuple(eos_token_ids)
         self._add_bos_token_id = add_bos_token_id
+        self._table: TokenTable | None = None
+        self.is_byte_level = _is_byte_level(backend)
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer | None:
@@ -100,6 +103,11 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token writes, alone; it may be part of a character. b"" for an unknown id."""
+        table = self._token_table().bytes
+        return table[token_id] if 0 <= token_id < len(table) else b""
+
     def special_token_ids(self) -> frozenset[int]:
         """Ids that `skip_special_tokens` drops."""
         added = self._backend.get_added_tokens_decoder()
@@ -126,6 +134,11 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             **kwargs,
         )
+
+    def _token_table(self) -> TokenTable:
+        if self._table is None:
+            self._table = TokenTable(self._backend, byte_level=self.is_byte_level)
+        return self._table
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self._add_bos_token_id
@@ -158,6 +171,15 @@ def _bos_to_add(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> int
     if not config.get("add_bos_token") or token is None:
         return None
     return backend.token_to_id(token)
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    if backend.decoder is None:
+        return False
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    while decoder["type"] == "Sequence" and len(decoder["decoders"]) == 1:
+        decoder = decoder["decoders"][0]
+    return bool(decoder["type"] == "ByteLevel")
 
 
 def _token_text(value: Any) -> str | None:

@@ -1,0 +1,70 @@
+"""Every token id's bytes, and its text where the bytes are whole characters."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenTable:
+    """Index by token id; ids without a text (or skipped ones) are empty."""
+
+    __slots__ = ("bytes", "text")
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, byte_level: bool, skipped: Collection[int] = ()
+    ) -> None:
+        alphabet = _byte_level_alphabet() if byte_level else {}
+        vocab = backend.get_vocab(with_added_tokens=True)
+        size = max(vocab.values(), default=-1) + 1
+        self.bytes: list[bytes] = [b""] * size
+        self.text: list[str | None] = [""] * size
+        for token, i in vocab.items():
+            if i not in skipped:
+                raw = _byte_level_bytes(token, alphabet) if byte_level else _marked_bytes(token)
+                self.bytes[i] = raw
+                self.text[i] = _whole_characters(raw)
+
+
+def byte_of_token(token: str) -> int | None:
+    """The byte a byte-fallback token such as `<0x0A>` stands for."""
+    match = _BYTE_TOKEN.fullmatch(token)
+    return int(match.group(1), 16) if match else None
+
+
+def _whole_characters(raw: bytes) -> str | None:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for every byte: printable ones are themselves, the rest
+    follow from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [b for b in range(256) if b not in printable]
+    alphabet = {chr(b): b for b in printable}
+    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
+    return alphabet
+
+
+def _byte_level_bytes(token: str, alphabet: dict[str, int]) -> bytes:
+    """An added token with a character outside the alphabet stands for itself."""
+    try:
+        return bytes([alphabet[c] for c in token])
+    except KeyError:
+        return token.encode("utf-8")
+
+
+def _marked_bytes(token: str) -> bytes:
+    """SentencePiece style: a mark for the space, `<0xNN>` for a raw byte."""
+    byte = byte_of_token(token)
+    return token.replace("▁", " ").encode("utf-8") if byte is None else bytes([byte])
