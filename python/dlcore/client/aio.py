@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 
@@ -66,7 +67,10 @@ class AsyncClient:
         await self._unary(self._stub.Abort, pb.AbortRequest(request_ids=request_ids))
 
     async def model_info(self) -> pb.GetModelInfoResponse:
-        return await self._unary(self._stub.GetModelInfo, pb.GetModelInfoRequest())
+        info: pb.GetModelInfoResponse = await self._unary(
+            self._stub.GetModelInfo, pb.GetModelInfoRequest()
+        )
+        return info
 
     async def stats(self) -> dict[str, float]:
         response = await self._unary(self._stub.GetStats, pb.GetStatsRequest())
@@ -86,7 +90,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _unary(self, method, request, timeout: float = 30.0):  # type: ignore[no-untyped-def]
+    async def _unary(self, method: Any, request: Any, timeout: float = 30.0) -> Any:
         try:
             return await method(request, metadata=self._metadata, timeout=timeout)
         except grpc.RpcError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 
@@ -70,7 +71,10 @@ class Client:
         self._unary(self._stub.Abort, request)
 
     def model_info(self) -> pb.GetModelInfoResponse:
-        return self._unary(self._stub.GetModelInfo, pb.GetModelInfoRequest())
+        info: pb.GetModelInfoResponse = self._unary(
+            self._stub.GetModelInfo, pb.GetModelInfoRequest()
+        )
+        return info
 
     def stats(self) -> dict[str, float]:
         response = self._unary(self._stub.GetStats, pb.GetStatsRequest())
@@ -90,7 +94,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _unary(self, method, request, timeout: float = 30.0):  # type: ignore[no-untyped-def]
+    def _unary(self, method: Any, request: Any, timeout: float = 30.0) -> Any:
         try:
             return method(request, metadata=self._metadata, timeout=timeout)
         except grpc.RpcError as error:

@@ -1,10 +1,10 @@
-"""The servicer of dlcore.v1.Engine: one coroutine a call, on the event loop of the engine client."""
+"""The servicer of dlcore.v1.Engine: one coroutine a call, on the engine client's event loop."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
@@ -15,7 +15,7 @@ from dlcore.v1 import engine_pb2 as pb
 from dlcore.v1.engine_pb2_grpc import EngineServicer
 from dlcore.version import VERSION
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
 
 class EngineService(EngineServicer):
