@@ -85,7 +85,8 @@ def _structured_message(structured: StructuredOutputs) -> pb.StructuredOutputs:
         value = getattr(structured, name)
         if value is not None:
             text = value if isinstance(value, str) else json.dumps(value)
-            message = pb.StructuredOutputs(**{name: text})
+            message = pb.StructuredOutputs()
+            setattr(message, name, text)
     return message or pb.StructuredOutputs()
 
 
@@ -155,8 +156,8 @@ def _extend(whole: CompletionOutput, part: CompletionOutput) -> None:
         whole.stop_reason = part.stop_reason
 
 
-def translate(error: grpc.RpcError) -> Exception:
-    """The exception an in-process engine would have raised, where there is one."""
+def translate(error: Any) -> Exception:
+    """The exception an in-process engine would have raised for this grpc.RpcError."""
     code, details = error.code(), error.details() or ""
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         param, _, message = details.partition(": ")
@@ -169,4 +170,4 @@ def translate(error: grpc.RpcError) -> Exception:
         return PermissionError(details)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimeoutError(details)
-    return error
+    return RuntimeError(f"{code.name}: {details}")
