@@ -4,11 +4,10 @@ import itertools
 
 import pytest
 import text_models
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from dlcore.detokenizer import ByteLevelDetokenizer, DetokenizerFactory, WindowDetokenizer
 from dlcore.tokenizer import Tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 TOKENIZERS = {
     "byte_level": Tokenizer(text_models.byte_level()),

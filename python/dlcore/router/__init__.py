@@ -1,1 +1,0 @@
-"""`dlcore router`: one OpenAI-compatible address in front of many nodes."""

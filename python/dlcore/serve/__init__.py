@@ -1,0 +1,1 @@
+"""The network front ends. `http.run_server` serves the OpenAI and Anthropic APIs."""

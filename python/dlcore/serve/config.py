@@ -1,0 +1,71 @@
+"""Everything an operator can set about the HTTP server.
+
+Each field is a flag of `dlcore serve` (underscores become dashes); `help` is its text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+def _opt(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    host: str = _opt("127.0.0.1", "Address to listen on; loopback unless you say otherwise.")
+    port: int = _opt(8000, "Port to listen on; 0 picks a free one.")
+    served_model_name: tuple[str, ...] = _opt((), "Names clients may ask for; the first is shown.")
+
+    api_key: tuple[str, ...] = _opt((), "Keys that clients must send; repeat for several.")
+    api_key_file: str | None = _opt(None, "File with one API key per line (# starts a comment).")
+    ssl_certfile: str | None = _opt(None, "TLS certificate chain (PEM).")
+    ssl_keyfile: str | None = _opt(None, "TLS private key (PEM).")
+    ssl_keyfile_password: str | None = _opt(None, "Password of the TLS private key.")
+    ssl_ca_certs: str | None = _opt(
+        None, "CA bundle; when set, clients must present a certificate."
+    )
+    allowed_origins: tuple[str, ...] = _opt((), "Browser origins allowed by CORS; `*` for any.")
+
+    max_body_bytes: int = _opt(8 * MIB, "Largest request body; bigger ones get 413.")
+    max_file_bytes: int = _opt(200 * MIB, "Largest file uploaded to /v1/files.")
+    max_prompts_per_request: int = _opt(1024, "Most prompts in one /v1/completions request.")
+    max_output_tokens: int = _opt(0, "Most tokens one request may ask for (0 = the model's).")
+    max_stream_bytes: int = _opt(64 * MIB, "A stream that grows beyond this is ended.")
+    max_connections: int = _opt(8192, "Connections beyond this are refused.")
+    requests_per_minute: int = _opt(0, "Per API key; beyond it 429 (0 = no limit).")
+    max_concurrent_requests: int = _opt(0, "Running at once per API key (0 = no limit).")
+
+    request_timeout: float = _opt(0.0, "Seconds one request may take in all (0 = no limit).")
+    header_timeout: float = _opt(15.0, "Seconds a client may take to send its headers.")
+    body_timeout: float = _opt(60.0, "Seconds a client may take to send its body.")
+    write_timeout: float = _opt(60.0, "Seconds a client may leave a response unread.")
+    keep_alive_timeout: float = _opt(75.0, "Seconds an idle connection stays open.")
+    drain_timeout: float = _opt(0.0, "Seconds running requests get after SIGTERM (0 = no limit).")
+
+    access_log: bool = _opt(True, "Log one JSON line per request.")
+    log_level: str = _opt("info", "debug, info, warning or error.")
+    otlp_endpoint: str | None = _opt(None, "Send OpenTelemetry traces to this OTLP/HTTP URL.")
+    data_dir: str = _opt("~/.local/share/dlcore", "Where /v1/files and /v1/batches are kept.")
+    max_stored_responses: int = _opt(1000, "Responses kept in memory for /v1/responses.")
+    max_concurrent_batch_requests: int = _opt(32, "Requests of /v1/batches running at once.")
+
+    tool_call_parser: str | None = _opt(None, "How this model writes tool calls (hermes, ...).")
+    reasoning_parser: str | None = _opt(None, "How this model marks its reasoning (qwen3, ...).")
+    chat_template: str | None = _opt(None, "File with a chat template that replaces the model's.")
+    trust_request_chat_template: bool = _opt(
+        False, "Let clients send their own chat_template (it is sandboxed)."
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be in [0, 65535], got {self.port}")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile must be given together")
+        for name in ("max_body_bytes", "max_file_bytes", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,99 @@
+"""Runs the HTTP server: bind, start the engine, say so, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from dlcore.engine_client import EngineClient
+from dlcore.serve.app import build_app
+from dlcore.serve.config import ServeConfig
+from dlcore.serve.context import make_context
+from dlcore.serve.logs import configure_logging
+from dlcore.serve.server import make_server
+
+try:
+    import uvloop
+except ImportError:  # not made for every platform
+    uvloop = None  # type: ignore[assignment]
+
+logger = logging.getLogger("dlcore.serve")
+
+MakeEngine = Callable[[], Awaitable[EngineClient]]
+
+
+def run_server(config: ServeConfig, make_engine: MakeEngine) -> int:
+    """Serves until a signal ends it. The exit code: 0 after a drain, 1 if it cannot start.
+
+    `make_engine` runs on the server's event loop, once the port is known to be free.
+    """
+    configure_logging(config.log_level, access_log=config.access_log)
+    try:
+        listener = bind(config.host, config.port)
+    except OSError as exc:
+        sys.stderr.write(f"error: {_bind_error(config, exc)}\n")
+        return 1
+    run = asyncio.run if uvloop is None else uvloop.run
+    with contextlib.closing(listener):
+        return run(serve(config, make_engine, listener))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. Raises OSError."""
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve(config: ServeConfig, make_engine: MakeEngine, listener: socket.socket) -> int:
+    began = time.monotonic()
+    engine = await make_engine()
+    loaded = time.monotonic()
+    try:
+        ctx = make_context(engine, config)
+        server = make_server(config, build_app(ctx), ctx.drain)
+
+        def announce() -> None:
+            now = time.monotonic()
+            logger.info(
+                "%s is ready at %s (engine %.1f s, server %.2f s)",
+                ", ".join(ctx.model_names),
+                _url(config, listener),
+                loaded - began,
+                now - loaded,
+            )
+
+        server.on_ready = announce
+        await server.serve(sockets=[listener])
+        return server.exit_code
+    finally:
+        await engine.close()
+
+
+def _url(config: ServeConfig, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if config.ssl_certfile else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _bind_error(config: ServeConfig, exc: OSError) -> str:
+    where = f"{config.host}:{config.port}"
+    if exc.errno == errno.EADDRINUSE:
+        return f"port {config.port} is in use on {config.host}: stop its owner or pass --port"
+    if isinstance(exc, socket.gaierror):
+        return f"cannot resolve --host {config.host}: {exc.strerror}"
+    return f"cannot listen on {where}: {exc.strerror}"

@@ -1,0 +1,100 @@
+"""Per-key limits: requests a minute (token bucket) and requests running at once."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dlcore.serve.errors import send_error, too_many
+from dlcore.serve.record import SCOPE_KEY, RequestRecord
+
+LIMITED_PREFIX = "/v1/"
+_MAX_CALLERS = 10_000  # callers without a key are told apart by address: bound the table
+
+
+@dataclass(slots=True)
+class _Caller:
+    tokens: float
+    refilled: float
+    running: int = 0
+
+
+class Limits:
+    """`take` admits a request or says how many seconds to wait; `give_back` ends it."""
+
+    def __init__(
+        self, per_minute: int, concurrent: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_minute = per_minute
+        self._concurrent = concurrent
+        self._clock = clock
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+
+    @property
+    def enabled(self) -> bool:
+        return self._per_minute > 0 or self._concurrent > 0
+
+    def take(self, name: str) -> tuple[float, str] | None:
+        """None when admitted, else (seconds to wait, why)."""
+        caller = self._caller(name)
+        if self._concurrent and caller.running >= self._concurrent:
+            return 1.0, f"{self._concurrent} requests of this key are running already"
+        if self._per_minute:
+            self._refill(caller)
+            if caller.tokens < 1.0:
+                wait = (1.0 - caller.tokens) * 60.0 / self._per_minute
+                return wait, f"this key may send {self._per_minute} requests a minute"
+            caller.tokens -= 1.0
+        caller.running += 1
+        return None
+
+    def give_back(self, name: str) -> None:
+        self._callers[name].running -= 1
+
+    def _caller(self, name: str) -> _Caller:
+        caller = self._callers.get(name)
+        if caller is None:
+            caller = self._callers[name] = _Caller(self._per_minute, self._clock())
+            self._forget_idle()
+        self._callers.move_to_end(name)
+        return caller
+
+    def _forget_idle(self) -> None:
+        excess = len(self._callers) - _MAX_CALLERS
+        if excess <= 0:
+            return
+        oldest = list(self._callers.items())[: excess + 64]
+        for name, caller in oldest:
+            if caller.running == 0:
+                del self._callers[name]
+
+    def _refill(self, caller: _Caller) -> None:
+        now = self._clock()
+        gained = (now - caller.refilled) * self._per_minute / 60.0
+        caller.tokens = min(float(self._per_minute), caller.tokens + gained)
+        caller.refilled = now
+
+
+class LimitMiddleware:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(LIMITED_PREFIX):
+            await self.app(scope, receive, send)
+            return
+        record: RequestRecord = scope[SCOPE_KEY]
+        name = record.key_name or record.client
+        refusal = self.limits.take(name)
+        if refusal is not None:
+            await send_error(send, too_many(refusal[1], refusal[0]), scope["path"])
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.limits.give_back(name)

@@ -1,1 +1,0 @@
-"""The gRPC front end: package dlcore.v1, health and reflection."""
