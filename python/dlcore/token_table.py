@@ -16,7 +16,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class TokenTable:
     """Index by token id; ids without a text (or skipped ones) are empty."""
 
-    __slots__ = ("bytes", "text")
+    __slots__ = ("bytes", "max_bytes", "text")
 
     def __init__(
         self, backend: tokenizers.Tokenizer, *, byte_level: bool, skipped: Collection[int] = ()
@@ -31,6 +31,7 @@ class TokenTable:
                 raw = _byte_level_bytes(token, alphabet) if byte_level else _marked_bytes(token)
                 self.bytes[i] = raw
                 self.text[i] = _whole_characters(raw)
+        self.max_bytes = max(map(len, self.bytes), default=0)
 
 
 def byte_of_token(token: str) -> int | None:

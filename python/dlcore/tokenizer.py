@@ -108,6 +108,11 @@ class Tokenizer:
         table = self._token_table().bytes
         return table[token_id] if 0 <= token_id < len(table) else b""
 
+    @property
+    def max_token_bytes(self) -> int:
+        """The most bytes of text one token can write."""
+        return self._token_table().max_bytes
+
     def special_token_ids(self) -> frozenset[int]:
         """Ids that `skip_special_tokens` drops."""
         added = self._backend.get_added_tokens_decoder()

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import text_models
-from dlcore.detokenizer import ByteLevelDetokenizer, DetokenizerFactory, WindowDetokenizer
-from dlcore.tokenizer import Tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dlcore.detokenizer import ByteLevelDetokenizer, DetokenizerFactory, WindowDetokenizer
+from dlcore.tokenizer import Tokenizer
 
 TOKENIZERS = {
     "byte_level": Tokenizer(text_models.byte_level()),

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import itertools
 
-from dlcore.stop_strings import StopStringScanner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dlcore.stop_strings import StopStringScanner
 
 # Two letters, so that stops overlap, nest and repeat often.
 words = st.text(alphabet="ab", min_size=1, max_size=4)

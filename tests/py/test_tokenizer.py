@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import text_models
+
 from dlcore.chat_template import ChatTemplate, ChatTemplateError
 from dlcore.tokenizer import Tokenizer, TokenizerError, read_eos_token_ids
 

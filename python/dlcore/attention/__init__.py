@@ -1,0 +1,39 @@
+"""Paged attention, one backend per file. A backend serves any mix of prefill chunks and decodes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dlcore.attention import torch_attention, triton_attention
+from dlcore.config import ConfigError
+from dlcore.step_buffers import DeviceState, StepBuffers
+
+
+class AttentionBackend(Protocol):
+    def __call__(
+        self, q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    ) -> Tensor:
+        """Causal attention of each query token over its sequence's context.
+
+        q: [T, Hq, D], the tokens of sequence i at query_start_loc[i] .. query_start_loc[i + 1],
+        the last of them at position seq_lens[i] - 1. kv_cache: [blocks, 2, Hk, block_size, D],
+        already holding this step's k and v; sequence i's blocks are row `seq_slots[i]` of
+        `state.block_tables`. Returns [T, Hq, D]; what padding tokens get is meaningless.
+        """
+        ...
+
+
+def choose_attention(name: str, device: torch.device) -> AttentionBackend:
+    """`name`: EngineConfig.attention_backend. "auto" takes the fastest that runs on `device`."""
+    if device.type == "cpu":
+        if name == "triton":
+            raise ConfigError("attention_backend", "triton needs a GPU; use auto or torch")
+        return torch_attention.paged_attention
+    if name == "torch":
+        raise ConfigError("attention_backend", "torch runs on the CPU only; use auto or triton")
+    if not triton_attention.available():
+        raise ConfigError("attention_backend", "triton is not installed; pip install triton")
+    return triton_attention.paged_attention

@@ -1,0 +1,133 @@
+"""A model and its sampler as CUDA graphs, one pair per StepKey, launched by C++.
+
+A key's model graph and sampler graph are separate: model graphs differ by token and sequence
+bucket, sampler graphs by sequence bucket and variant. Between them lie two static buffers: the
+hidden state of the wanted rows, and a copy of the arena's per-row fields (whose place in the arena
+depends on the token bucket, which the sampler's graph must not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dlcore import _core
+from dlcore.layers.sampler import sample
+from dlcore.models import CausalLM
+from dlcore.step_buffers import Arenas, DeviceState
+
+VARIANTS = ("greedy", "random", "full")
+DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+SMALLEST_MIXED_TOKENS = 64
+FEW_SEQS = 16  # mixed steps with at most this many sequences run a cheaper graph
+
+
+def decode_sizes(max_num_seqs: int) -> list[int]:
+    """Sequence buckets up to and including `max_num_seqs`, ascending."""
+    sizes = [n for n in DECODE_SIZES if n < max_num_seqs]
+    sizes += range(DECODE_SIZES[-1] + 64, max_num_seqs, 64)
+    return [*sizes, max_num_seqs]
+
+
+def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple[int, int]]:
+    """(token bucket, sequence bucket) of mixed steps; each sequence bucket is in `seq_sizes`."""
+    tokens = [max_num_batched_tokens]
+    size = SMALLEST_MIXED_TOKENS
+    while size < max_num_batched_tokens:
+        tokens.append(size)
+        size *= 2
+    largest = seq_sizes[-1]
+
+    def bucket(num_seqs: int) -> int:
+        return next(n for n in seq_sizes if n >= min(num_seqs, largest))
+
+    return sorted({(t, bucket(seqs)) for t in tokens for seqs in (min(FEW_SEQS, t), t)})
+
+
+@dataclass(slots=True, kw_only=True)
+class StepCapturer:
+    """Captures graphs into one shared memory pool and keeps them alive: C++ holds raw handles."""
+
+    model: CausalLM
+    arenas: Arenas
+    state: DeviceState
+    rows: Tensor  # [max_num_seqs, hidden]: from a model graph to the sampler graph after it
+    row_fields: Tensor  # int32: the copy of StepBuffers.row_fields
+    pool: tuple[int, int] = field(default_factory=torch.cuda.graph_pool_handle)
+    stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
+    graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
+
+    @classmethod
+    def create(
+        cls, model: CausalLM, arenas: Arenas, state: DeviceState, max_num_seqs: int
+    ) -> StepCapturer:
+        weight = next(iter(model.weight_map().values()))
+        key = _core.StepKey("mixed", "full", max_num_seqs, max_num_seqs)
+        size = arenas.step_buffers(key).row_fields.shape[0]
+        return cls(
+            model=model,
+            arenas=arenas,
+            state=state,
+            rows=torch.zeros(
+                max_num_seqs, model.hidden_size, dtype=weight.dtype, device=weight.device
+            ),
+            row_fields=torch.zeros(size, dtype=torch.int32, device=weight.device),
+        )
+
+    def capture_all(
+        self, core: _core.Engine, max_num_batched_tokens: int, seq_sizes: list[int]
+    ) -> None:
+        """Captures every bucket, largest first, and registers each key with `core`."""
+        samplers = {
+            (size, variant): self._capture(self.sampler_step(size, variant))
+            for size in reversed(seq_sizes)
+            for variant in reversed(VARIANTS)
+        }
+        buckets = [("mixed", t, s) for t, s in mixed_sizes(max_num_batched_tokens, seq_sizes)]
+        buckets += [("decode", s, s) for s in seq_sizes]
+        for kind, tokens, seqs in sorted(buckets, key=lambda b: b[1], reverse=True):
+            model_graph = self._capture(self.model_step(kind, tokens, seqs))
+            for variant in VARIANTS:
+                key = _core.StepKey(kind, variant, tokens, seqs)
+                core.add_graphs(key, [model_graph, samplers[seqs, variant]])
+        torch.cuda.synchronize()
+
+    def model_step(self, kind: str, num_tokens: int, num_seqs: int) -> Callable[[], None]:
+        # "full" so that row_fields covers every variant's fields.
+        step = self.arenas.step_buffers(_core.StepKey(kind, "full", num_tokens, num_seqs))
+        row_fields = self.row_fields[: step.row_fields.shape[0]]
+
+        def run() -> None:
+            row_fields.copy_(step.row_fields)
+            self.rows[:num_seqs].copy_(self.model(step, self.state))
+
+        return run
+
+    def sampler_step(self, num_seqs: int, variant: str) -> Callable[[], None]:
+        key = _core.StepKey("mixed", variant, num_seqs, num_seqs)
+        sampler = self.arenas.sampler_buffers(key, self.row_fields)
+
+        def run() -> None:
+            logits = self.model.compute_logits(self.rows[:num_seqs])
+            sample(logits, sampler, self.state)
+
+        return run
+
+    def _capture(self, run: Callable[[], None]) -> int:
+        """The raw cudaGraphExec_t of `run`, which is run once before: kernels compile and
+        libraries allocate at first use, which capturing forbids."""
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.inference_mode(), torch.cuda.stream(self.stream):
+            run()
+            self.stream.synchronize()
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        graph.instantiate()
+        self.graphs.append(graph)
+        return int(graph.raw_cuda_graph_exec())

@@ -1,0 +1,161 @@
+"""What an engine is asked to be. The only module that reads environment variables.
+
+Flag names and habits follow vLLM's. Nothing here imports torch, so `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOAD_FORMATS = ("auto", "safetensors", "dummy", "null")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "torch", "triton")
+DTYPE_NAMES: Mapping[str, str] = {
+    "auto": "auto",
+    "float32": "float32",
+    "float": "float32",
+    "float16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+}
+
+
+class ConfigError(ValueError):
+    """An option is wrong; `field` names it and the message says how to fix it."""
+
+    def __init__(self, field_name: str, message: str) -> None:
+        super().__init__(f"{field_name}: {message}")
+        self.field = field_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Every option of an engine. `None` means: chosen from the model and the machine.
+
+    `num_kv_blocks` counts blocks of `block_size` tokens. On a GPU it defaults to what fits into
+    `gpu_memory_utilization` of the device after weights and activations.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    served_model_name: str | None = None
+    dtype: str = "auto"
+    load_format: str = "auto"
+    device: str = "auto"
+    device_index: int = 0
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    block_size: int = 16
+    num_kv_blocks: int | None = None
+    gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    max_waiting_requests: int = 0
+    max_logprobs: int = 20
+    enforce_eager: bool = False
+    attention_backend: str = "auto"
+    cudagraph_capture_sizes: tuple[int, ...] | None = None
+    watchdog_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError("model", "must be a model folder or a Hugging Face repository id")
+        _check_choice("load_format", self.load_format, LOAD_FORMATS)
+        _check_choice("device", self.device, DEVICES)
+        _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        _check_choice("dtype", self.dtype, tuple(DTYPE_NAMES))
+        object.__setattr__(self, "dtype", DTYPE_NAMES[self.dtype])
+        for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "num_kv_blocks"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
+        if self.max_model_len is not None:
+            _check_int("max_model_len", self.max_model_len, 2)
+        _check_int("block_size", self.block_size, 1, 1024)
+        for name in (
+            "device_index",
+            "seed",
+            "long_prefill_token_threshold",
+            "max_waiting_requests",
+            "max_logprobs",
+        ):
+            _check_int(name, getattr(self, name), 0, 2**63 - 1 if name == "seed" else 2**31 - 1)
+        _check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
+        if self.gpu_memory_utilization == 0.0:
+            raise ConfigError("gpu_memory_utilization", "must be in (0, 1], for example 0.9")
+        _check_float("watchdog_timeout_s", self.watchdog_timeout_s, 0.0, 1e9)
+        self._check_capture_sizes()
+
+    def _check_capture_sizes(self) -> None:
+        if self.cudagraph_capture_sizes is None:
+            return
+        sizes = tuple(self.cudagraph_capture_sizes)
+        for size in sizes:
+            _check_int("cudagraph_capture_sizes", size, 1)
+        if not sizes:
+            raise ConfigError(
+                "cudagraph_capture_sizes", "is empty; leave it out, or set enforce_eager=True"
+            )
+        object.__setattr__(self, "cudagraph_capture_sizes", tuple(sorted(set(sizes))))
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use for this model."""
+        return self.served_model_name or self.model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What was found in the model folder, with the engine's choices applied."""
+
+    path: Path
+    model_type: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str  # "float32" | "float16" | "bfloat16"
+    hf_config: Mapping[str, Any]
+    # Sampling defaults the model's authors published (generation_config.json), by
+    # SamplingParams field name: temperature, top_p, top_k, min_p, repetition_penalty.
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The environment variables dlcore reads, all of them."""
+
+    api_key: str | None = None  # DLCORE_API_KEY: default of --api-key
+    log_level: str = "INFO"  # DLCORE_LOG_LEVEL
+
+    @classmethod
+    def read(cls) -> Environment:
+        return cls(
+            api_key=os.environ.get("DLCORE_API_KEY") or None,
+            log_level=os.environ.get("DLCORE_LOG_LEVEL", "INFO").upper(),
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(name, f"must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(name, f"must be an integer, got {value!r}")
+    if not low <= value <= high:
+        raise ConfigError(name, f"must be in [{low}, {high}], got {value}")
+
+
+def _check_float(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(name, f"must be a number, got {value!r}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(name, f"must be in [{low}, {high}], got {value}")

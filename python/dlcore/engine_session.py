@@ -1,0 +1,241 @@
+"""The requests in flight in one core: submits them, routes the core's output to them.
+
+`AsyncLLM` and `LLM` are this with an event loop and without one. A request with n > 1 is n
+sequences of the core with seeds seed, seed + 1, ...; the first goes ahead, the others follow
+its first output and find the prompt's KV in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dlcore.completion_state import FINISH_ERROR, CompletionState
+from dlcore.core_engine import CoreEngine, CoreOutputBatch
+from dlcore.core_request import (
+    RequestLimits,
+    check_request,
+    core_params,
+    draw_seed,
+    max_tokens_of,
+)
+from dlcore.detokenizer import DetokenizerFactory
+from dlcore.engine_client import EngineDeadError
+from dlcore.outputs import CompletionOutput
+from dlcore.request_state import OutputSink, RequestState
+from dlcore.sampling_params import ParameterError, SamplingParams
+from dlcore.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What a front end must know of the model behind a core."""
+
+    name: str
+    limits: RequestLimits
+    block_size: int
+    eos_token_ids: frozenset[int]
+    tokenizer: Tokenizer | None
+    # What the model's authors advise, by SamplingParams field name.
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+
+    def default_sampling_params(self) -> SamplingParams:
+        known = dict(self.generation_defaults)
+        if "top_k" in known:
+            known["top_k"] = int(known["top_k"])
+        return SamplingParams(**known)  # type: ignore[arg-type]
+
+
+class EngineSession:
+    """Not thread safe: one event loop, or one thread, owns it."""
+
+    def __init__(
+        self,
+        core: CoreEngine,
+        model: ServedModel,
+        make_params: Callable[..., Any],
+        *,
+        keep_alive: object = None,
+    ) -> None:
+        """`keep_alive` owns the memory a running core reads and writes."""
+        self.core = core
+        self.model = model
+        self._make_params = make_params
+        self._keep_alive = keep_alive
+        self._detokenizers = (
+            DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
+        )
+        self._next_core_id = itertools.count(1)
+        self._requests: dict[str, RequestState] = {}
+        # core id -> its completion and request
+        self._routes: dict[int, tuple[CompletionState, RequestState]] = {}
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    def open(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        sink: OutputSink,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> RequestState:
+        """Starts a request. Raises ParameterError, QueueFullError, EngineDeadError."""
+        if request_id in self._requests:
+            raise ParameterError("request_id", f"{request_id!r} is already running")
+        model = self.model
+        check_request(prompt_token_ids, params, model.limits, model.tokenizer)
+        state = RequestState(
+            request_id=request_id,
+            prompt=prompt,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            seed=draw_seed(params),
+            priority=priority,
+            cache_salt=cache_salt,
+            sink=sink,
+            completions=[self._new_completion(i, params) for i in range(params.n)],
+            num_open=params.n,
+        )
+        shares_prompt = len(prompt_token_ids) > model.block_size
+        self._requests[request_id] = state
+        try:
+            self._submit(state, range(1 if shares_prompt else params.n))
+        except Exception:
+            self.forget(state)
+            raise
+        return state
+
+    def process(self, batch: CoreOutputBatch) -> None:
+        """Hands every row of the batch to the request it belongs to.
+
+        Raises EngineDeadError when the core failed as a whole: then call fail_all.
+        """
+        offsets, tokens = batch.token_offsets.tolist(), batch.token_ids.tolist()
+        finishes, stops = batch.finish_reasons.tolist(), batch.stop_tokens.tolist()
+        cached = batch.cached_tokens.tolist()
+        for row, core_id in enumerate(batch.request_ids.tolist()):
+            route = self._routes.get(core_id)
+            if route is None:
+                continue  # aborted while the core was producing
+            completion, request = route
+            if completion.index == 0:
+                request.num_cached_tokens = cached[row]
+            ids, finish = tokens[offsets[row] : offsets[row + 1]], finishes[row]
+            if finish == FINISH_ERROR and not self.is_alive():
+                raise EngineDeadError(batch.error(row))
+            self._read_prompt_logprobs(batch, row, request)
+            if not ids and not finish:
+                continue
+            wanted = request.params.logprobs is not None
+            logprobs = batch.logprobs(row) if wanted else ()
+            delta = completion.advance(ids, finish, stops[row], logprobs)
+            self._close_if_finished(core_id, request, delta, core_finished=finish != 0)
+            request.deliver(delta, batch.error(row) if finish == FINISH_ERROR else None)
+            if len(request.core_ids) < len(request.completions):
+                self._submit_siblings(request)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; its stream ends with finish_reason "abort". Unknown ids are ignored."""
+        state = self._requests.get(request_id)
+        if state is None:
+            return
+        self.forget(state)
+        for completion in state.completions:
+            if not completion.finished:
+                completion.finished = True
+                state.deliver(CompletionOutput(completion.index, finish_reason="abort"))
+
+    def forget(self, state: RequestState) -> None:
+        """Ends a request nobody listens to any more."""
+        self._requests.pop(state.request_id, None)
+        live = [i for i in state.core_ids if self._routes.pop(i, None) is not None]
+        if live:
+            self.core.abort(live)
+
+    def fail_all(self, error: Exception) -> None:
+        """Every request ends with `error`."""
+        requests = list(self._requests.values())
+        self._requests.clear()
+        self._routes.clear()
+        for request in requests:
+            request.sink(error)
+
+    def request_ids(self) -> list[str]:
+        return list(self._requests)
+
+    def is_alive(self) -> bool:
+        return bool(self.core.stats().get("healthy", True))
+
+    def check_alive(self) -> None:
+        """Raises EngineDeadError when the core stopped or stalled."""
+        if not self.is_alive():
+            raise EngineDeadError("the engine stopped or stalled; restart the server")
+
+    def _new_completion(self, index: int, params: SamplingParams) -> CompletionState:
+        model = self.model
+        return CompletionState(
+            index, params, model.tokenizer, self._detokenizers, model.eos_token_ids
+        )
+
+    def _submit(self, state: RequestState, indices: Iterable[int]) -> None:
+        prompt = np.asarray(state.prompt_token_ids, dtype=np.int32)
+        for index in indices:
+            core_id = next(self._next_core_id)
+            self._submit_one(core_id, prompt, state, index)
+            state.core_ids.append(core_id)
+            self._routes[core_id] = (state.completions[index], state)
+
+    def _submit_one(self, core_id: int, prompt: Any, state: RequestState, index: int) -> None:
+        model = self.model
+        fields = core_params(
+            state.params,
+            seed=state.seed + index,
+            max_tokens=max_tokens_of(state.params, len(prompt), model.limits),
+            tokenizer=model.tokenizer,
+        )
+        if index > 0:
+            fields["prompt_logprobs"] = -1  # the first one's serve all
+        self.core.submit(
+            core_id,
+            prompt,
+            self._make_params(**fields),
+            priority=state.priority,
+            cache_salt=state.cache_salt.encode("utf-8"),
+        )
+
+    def _submit_siblings(self, request: RequestState) -> None:
+        try:
+            self._submit(request, range(len(request.core_ids), len(request.completions)))
+        except Exception as error:  # this request's failure must not stop the others' output
+            self.forget(request)
+            request.sink(error)
+
+    def _close_if_finished(
+        self, core_id: int, request: RequestState, delta: CompletionOutput, *, core_finished: bool
+    ) -> None:
+        if delta.finish_reason is None:
+            return
+        del self._routes[core_id]
+        if not core_finished:
+            self.core.abort([core_id])  # a stop string ended it
+        if request.num_open == 1:
+            del self._requests[request.request_id]
+
+    def _read_prompt_logprobs(
+        self, batch: CoreOutputBatch, row: int, request: RequestState
+    ) -> None:
+        if request.params.prompt_logprobs is None:
+            return
+        rows: Sequence[Any] = batch.prompt_logprobs(row)
+        if rows:
+            request.add_prompt_logprobs(rows, self.model.tokenizer)

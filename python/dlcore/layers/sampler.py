@@ -1,0 +1,70 @@
+"""Logits to tokens, one function per sampler variant; each includes the variant before."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlcore.ops.logits_rules import (
+    apply_bias,
+    apply_masks,
+    apply_penalties,
+    count_sampled,
+    update_token_counts,
+)
+from dlcore.ops.logprobs import write_logprobs
+from dlcore.ops.sample import greedy_sample, random_sample
+from dlcore.step_buffers import DeviceState, SamplerBuffers
+
+
+def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
+    """logits: [S, V], any float dtype. Writes the outputs and `state.last_tokens`."""
+    if sampler.variant == "greedy":
+        tokens = greedy_sample(logits)
+    elif sampler.variant == "random":
+        tokens = _random(logits.float(), sampler)
+    else:
+        tokens = _full(logits.float(), sampler, state)
+    # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
+    sampler.sampled_tokens.copy_(tokens.masked_fill(sampler.row_slots < 0, -1))
+    state.last_tokens[sampler.row_slots.long()] = tokens
+
+
+def _random(logits: Tensor, sampler: SamplerBuffers) -> Tensor:
+    assert sampler.temperature is not None
+    assert sampler.top_k is not None
+    assert sampler.top_p is not None
+    assert sampler.min_p is not None
+    assert sampler.seeds is not None
+    assert sampler.sample_positions is not None
+    return random_sample(
+        logits,
+        sampler.temperature,
+        sampler.top_k,
+        sampler.top_p,
+        sampler.min_p,
+        sampler.seeds,
+        sampler.sample_positions,
+    )
+
+
+def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor:
+    assert sampler.sampled_logprobs is not None
+    assert sampler.sampled_ranks is not None
+    assert sampler.top_ids is not None
+    assert sampler.top_logprobs is not None
+    update_token_counts(sampler, state)
+    ruled = apply_masks(logits.clone(), sampler)
+    apply_bias(ruled, sampler)
+    ruled = apply_penalties(ruled, sampler, state)
+    tokens = _random(ruled, sampler)
+    count_sampled(tokens, sampler, state)
+    scored = sampler.target_tokens.where(sampler.target_tokens >= 0, tokens)
+    write_logprobs(
+        logits,
+        scored,
+        sampler.sampled_logprobs,
+        sampler.sampled_ranks,
+        sampler.top_ids,
+        sampler.top_logprobs,
+    )
+    return tokens

@@ -1,0 +1,23 @@
+"""RMSNorm, alone and fused with the residual addition before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [..., D] -> x / rms(x) * weight, same shape and dtype; accumulates in float32."""
+    if x.dtype == torch.float32:
+        return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    normed = functional.rms_norm(x.float(), (x.shape[-1],), None, eps)
+    return normed.to(x.dtype) * weight
+
+
+def fused_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x, residual: [T, D] -> (rms_norm(x + residual), x + residual)."""
+    residual = x + residual
+    return rms_norm(residual, weight, eps), residual

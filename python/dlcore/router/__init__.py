@@ -1,0 +1,1 @@
+"""`dlcore router`: one OpenAI-compatible address in front of many nodes."""

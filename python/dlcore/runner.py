@@ -1,0 +1,195 @@
+"""build_engine: from a configuration to an engine that is ready to start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from dlcore import _core
+from dlcore.attention import choose_attention
+from dlcore.capture import StepCapturer, decode_sizes
+from dlcore.config import ConfigError, EngineConfig, ModelConfig
+from dlcore.kv_memory import kv_blocks_on_cpu, kv_blocks_on_gpu
+from dlcore.loader import draw_dummy_weights, load_safetensors
+from dlcore.model_folder import read_model_config
+from dlcore.model_runner import EagerStep, allocate_state, reset_state
+from dlcore.models import CausalLM, build_model
+from dlcore.step_buffers import Arenas, DeviceState
+
+DEFAULT_MAX_NUM_SEQS = 256
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadedEngine:
+    """An engine whose model is loaded. The caller starts and stops `core`.
+
+    Keep this object as long as `core` runs: it owns the memory the steps read and write.
+    """
+
+    core: _core.Engine
+    config: EngineConfig
+    model_config: ModelConfig
+    options: _core.EngineOptions
+    startup_times: dict[str, float]  # seconds by phase
+    keep_alive: tuple[object, ...] = field(default=(), repr=False)
+
+
+def build_engine(config: EngineConfig) -> LoadedEngine:
+    """Loads the model of `config` and registers its steps with a new core, not yet started.
+
+    load_format "null" loads nothing: its steps run no model (for timing front ends).
+    Raises ConfigError or loader.CheckpointError naming what is wrong and the fix.
+    """
+    times: dict[str, float] = {}
+    device = choose_device(config)
+    model_config = read_model_config(config, device.type)
+    if config.load_format == "null":
+        options = _engine_options(config, model_config, "cpu", [("paged", 1, 1, 0)], 1 << 16)
+        core = _core.Engine(options, device="null")
+        return LoadedEngine(
+            core=core, config=config, model_config=model_config, options=options,
+            startup_times=times,
+        )  # fmt: skip
+    with _phase(times, "load_weights"):
+        model = _load_model(config, model_config, device)
+    groups = model.cache_groups(config.block_size)
+    with _phase(times, "profile_memory"):
+        num_blocks = config.num_kv_blocks or _num_kv_blocks(config, model_config, model, device)
+    options = _engine_options(config, model_config, device.type, groups, num_blocks)
+    with _phase(times, "allocate"):
+        arenas = Arenas.allocate(options, device)
+        state = allocate_state(
+            options, model.allocate_kv_caches(num_blocks, config.block_size), device
+        )
+        core = _core.Engine(
+            options,
+            device=device.type,
+            device_index=config.device_index,
+            input_arena=arenas.input.data_ptr(),
+            output_arena=arenas.output.data_ptr(),
+        )
+    with _phase(times, "capture"):
+        steps = _register_steps(core, config, options, model, arenas, state, device)
+    times["total"] = sum(times.values())
+    return LoadedEngine(
+        core=core,
+        config=config,
+        model_config=model_config,
+        options=options,
+        startup_times=times,
+        keep_alive=(steps, arenas, state, model),
+    )
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """The torch device of config.device; "auto" is the GPU where there is one."""
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device", "cuda: torch finds no GPU; use device='cpu' or 'auto'")
+    if config.device_index >= torch.cuda.device_count():
+        raise ConfigError(
+            "device_index", f"{config.device_index}: there are {torch.cuda.device_count()} GPUs"
+        )
+    torch.cuda.set_device(config.device_index)
+    return torch.device("cuda", config.device_index)
+
+
+def _load_model(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> CausalLM:
+    attention = choose_attention(config.attention_backend, device)
+    model = build_model(model_config, attention, device)
+    if config.load_format == "dummy":
+        draw_dummy_weights(model.weight_map(), config.seed)
+    else:
+        load_safetensors(model_config.path, model.weight_map(), model.ignored_weights())
+    return model
+
+
+def _engine_options(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    device_type: str,
+    cache_groups: list[tuple[str, int, int, int]],
+    num_kv_blocks: int,
+) -> _core.EngineOptions:
+    default_tokens = DEFAULT_BATCHED_TOKENS[device_type]
+    if not config.enable_chunked_prefill:
+        default_tokens = max(default_tokens, model_config.max_model_len)
+    max_tokens = config.max_num_batched_tokens or default_tokens
+    if not config.enable_chunked_prefill and max_tokens < model_config.max_model_len:
+        raise ConfigError(
+            "max_num_batched_tokens",
+            f"{max_tokens} is less than max_model_len {model_config.max_model_len}, which needs "
+            "enable_chunked_prefill=True",
+        )
+    return _core.EngineOptions(
+        max_num_batched_tokens=max_tokens,
+        # A step decodes no more sequences than it has tokens.
+        max_num_seqs=min(config.max_num_seqs or DEFAULT_MAX_NUM_SEQS, max_tokens),
+        max_model_len=model_config.max_model_len,
+        block_size=config.block_size,
+        vocab_size=model_config.vocab_size,
+        max_logprobs=config.max_logprobs,
+        num_kv_blocks=num_kv_blocks,
+        cache_groups=cache_groups,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_waiting_requests=config.max_waiting_requests,
+        eos_token_ids=list(model_config.eos_token_ids),
+        watchdog_timeout_s=config.watchdog_timeout_s,
+    )
+
+
+def _num_kv_blocks(
+    config: EngineConfig, model_config: ModelConfig, model: CausalLM, device: torch.device
+) -> int:
+    groups = model.cache_groups(config.block_size)
+    block_bytes = sum(layers * num_bytes for _, layers, num_bytes, _ in groups)
+    options = _engine_options(config, model_config, device.type, groups, 1)
+    max_len, max_seqs = model_config.max_model_len, options.max_num_seqs
+    if device.type == "cpu":
+        return kv_blocks_on_cpu(config, block_bytes, max_len, max_seqs)
+    # All the engine will hold but the KV cache must be there while memory is measured.
+    arenas = Arenas.allocate(options, device)
+    state = allocate_state(options, model.allocate_kv_caches(1, config.block_size), device)
+    step = EagerStep(model=model, arenas=arenas, state=state)
+    key = _core.StepKey("mixed", "full", options.max_num_batched_tokens, max_seqs)
+    return kv_blocks_on_gpu(config, block_bytes, max_len, lambda: step(key))
+
+
+def _register_steps(
+    core: _core.Engine,
+    config: EngineConfig,
+    options: _core.EngineOptions,
+    model: CausalLM,
+    arenas: Arenas,
+    state: DeviceState,
+    device: torch.device,
+) -> object:
+    """Tells `core` how to run steps; returns what must stay alive for it."""
+    if device.type == "cpu" or config.enforce_eager:
+        step = EagerStep(model=model, arenas=arenas, state=state)
+        core.set_eager(step)
+        return step
+    capturer = StepCapturer.create(model, arenas, state, options.max_num_seqs)
+    sizes = decode_sizes(options.max_num_seqs)
+    if config.cudagraph_capture_sizes is not None:
+        chosen = [n for n in config.cudagraph_capture_sizes if n < options.max_num_seqs]
+        sizes = [*chosen, options.max_num_seqs]
+    capturer.capture_all(core, options.max_num_batched_tokens, sizes)
+    reset_state(state, arenas)
+    torch.cuda.synchronize()
+    return capturer
+
+
+@contextmanager
+def _phase(times: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[name] = time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""The gRPC front end: package dlcore.v1, health and reflection."""

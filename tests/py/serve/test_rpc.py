@@ -1,0 +1,295 @@
+"""dlcore.v1 over real sockets, against an engine whose answers are known."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from dlcore.client import AsyncClient, Client
+from dlcore.engine_client import EngineDeadError, QueueFullError
+from dlcore.outputs import CompletionOutput, Logprob, RequestOutput
+from dlcore.sampling_params import ParameterError, SamplingParams, StructuredOutputs
+from dlcore.serve.rpc.server import RpcConfig, RpcServer
+from tools.gen_proto import generate
+
+
+class CountingEngine:
+    """Answers 0, 1, 2, ... one token a yield; remembers what it was asked and what was closed."""
+
+    model_name = "counting"
+    max_model_len = 128
+    vocab_size = 1000
+    tokenizer = None
+
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        self.calls: list[tuple[str | Sequence[int], SamplingParams, str, int, str]] = []
+        self.aborted: list[str] = []
+        self.running = 0
+        self.error: Exception | None = None
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[RequestOutput]:
+        if self.error is not None:
+            raise self.error
+        self.calls.append((prompt, params, request_id, priority, cache_salt))
+        self.running += 1
+        count = params.max_tokens or 10
+        try:
+            for token in range(count):
+                await asyncio.sleep(self.delay_s)
+                yield self._delta(request_id, token, last=token == count - 1)
+        finally:
+            self.running -= 1
+
+    def _delta(self, request_id: str, token: int, *, last: bool) -> RequestOutput:
+        completion = CompletionOutput(
+            index=0,
+            text=f"{token} ",
+            token_ids=[token],
+            logprobs=[{token: Logprob(-0.5, 1, f"{token} ")}],
+            finish_reason="length" if last else None,
+        )
+        return RequestOutput(request_id, None, [7, 8], [completion], last, num_cached_tokens=1)
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    def stats(self) -> dict[str, float]:
+        return {"num_running": self.running}
+
+    def is_healthy(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def serving(engine: CountingEngine, **config: object) -> AsyncIterator[str]:
+    server = await RpcServer.start(engine, RpcConfig(**config))
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        await server.stop(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 5 s")
+
+
+async def test_stream_of_deltas_joins_to_the_whole_result():
+    async with serving(CountingEngine()) as address, AsyncClient(address) as client:
+        deltas = [d async for d in client.stream([7, 8], SamplingParams(max_tokens=5))]
+        whole = await client.generate([7, 8], SamplingParams(max_tokens=5))
+    assert [d.outputs[0].token_ids for d in deltas] == [[0], [1], [2], [3], [4]]
+    assert "".join(d.outputs[0].text for d in deltas) == whole.outputs[0].text == "0 1 2 3 4 "
+    assert whole.outputs[0].token_ids == [0, 1, 2, 3, 4]
+    assert whole.outputs[0].finish_reason == "length"
+    assert whole.outputs[0].logprobs[3] == {3: Logprob(-0.5, 1, "3 ")}
+    assert whole.finished
+    assert whole.num_cached_tokens == 1
+
+
+async def test_every_sampling_parameter_arrives_as_it_was_sent():
+    params = SamplingParams(
+        n=2,
+        temperature=0.25,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.125,
+        seed=-3,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        max_tokens=1,
+        min_tokens=1,
+        stop=["a", "b"],
+        stop_token_ids=(5, 6),
+        include_stop_str_in_output=True,
+        ignore_eos=True,
+        logprobs=0,
+        prompt_logprobs=2,
+        logit_bias={3: -1.5},
+        allowed_token_ids=(1, 2),
+        bad_words=("x",),
+        skip_special_tokens=False,
+        detokenize=False,
+        structured_outputs=StructuredOutputs(choice=("yes", "no")),
+    )
+    engine = CountingEngine()
+    async with serving(engine) as address, AsyncClient(address) as client:
+        async for _ in client.stream("hi", params, request_id="r1", priority=-2, cache_salt="s"):
+            pass
+    assert engine.calls == [("hi", params, "r1", -2, "s")]
+
+
+async def test_unset_parameters_take_the_documented_defaults():
+    engine = CountingEngine()
+    async with serving(engine) as address, AsyncClient(address) as client:
+        await client.generate("hi", SamplingParams(max_tokens=None))
+    assert engine.calls[0][1] == SamplingParams(max_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ParameterError("top_p", "must be in (0, 1]"), ParameterError),
+        (QueueFullError("full"), QueueFullError),
+        (EngineDeadError("dead"), EngineDeadError),
+    ],
+)
+async def test_errors_keep_their_type_and_field(error, raised):
+    engine = CountingEngine()
+    engine.error = error
+    async with serving(engine) as address, AsyncClient(address) as client:
+        with pytest.raises(raised) as caught:
+            await client.generate("hi")
+    assert str(caught.value) == str(error)
+
+
+async def test_a_request_without_prompt_names_the_field():
+    async with serving(CountingEngine()) as address, grpc.aio.insecure_channel(address) as channel:
+        from_wire = channel.unary_stream("/dlcore.v1.Engine/Generate")
+        with pytest.raises(grpc.RpcError) as caught:
+            async for _ in from_wire(b""):
+                pass
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("prompt: ")
+
+
+async def test_closing_the_stream_aborts_the_request():
+    engine = CountingEngine(delay_s=0.01)
+    async with serving(engine) as address, AsyncClient(address) as client:
+        stream = client.stream("hi", SamplingParams(max_tokens=10_000))
+        await stream.__anext__()
+        assert engine.running == 1
+        await stream.aclose()
+        await until(lambda: engine.running == 0)
+
+
+async def test_a_passed_deadline_aborts_the_request():
+    engine = CountingEngine(delay_s=0.01)
+    async with serving(engine) as address, AsyncClient(address) as client:
+        with pytest.raises(TimeoutError):
+            await client.generate("hi", SamplingParams(max_tokens=10_000), timeout=0.2)
+        await until(lambda: engine.running == 0)
+
+
+async def test_a_slow_reader_does_not_make_the_server_run_ahead():
+    engine = CountingEngine()
+    sent = 0
+    original = engine._delta
+
+    def counted(*args: object, **kwargs: object) -> RequestOutput:
+        nonlocal sent
+        sent += 1
+        delta = original(*args, **kwargs)
+        delta.outputs[0].text = "x" * 65536
+        return delta
+
+    engine._delta = counted
+    async with serving(engine) as address, AsyncClient(address) as client:
+        stream = client.stream("hi", SamplingParams(max_tokens=10_000))
+        await stream.__anext__()
+        await asyncio.sleep(0.5)  # reads nothing meanwhile
+        assert sent < 2_000
+        await stream.aclose()
+
+
+async def test_abort_stats_and_model_info():
+    engine = CountingEngine()
+    async with serving(engine) as address, AsyncClient(address) as client:
+        await client.abort("a", "b")
+        info = await client.model_info()
+        stats = await client.stats()
+    assert engine.aborted == ["a", "b"]
+    assert (info.model, info.max_model_len, info.vocab_size) == ("counting", 128, 1000)
+    assert not info.has_tokenizer
+    assert stats == {"num_running": 0.0}
+
+
+async def test_every_method_but_health_needs_the_key():
+    async with serving(CountingEngine(), api_keys=("k1", "k2")) as address:
+        for key in (None, "wrong", "k"):
+            async with AsyncClient(address, api_key=key) as client:
+                for call in (client.generate("hi"), client.abort("a"), client.stats()):
+                    with pytest.raises(PermissionError):
+                        await call
+        for key in ("k1", "k2"):
+            async with AsyncClient(address, api_key=key) as client:
+                assert (await client.generate("hi")).finished
+        async with grpc.aio.insecure_channel(address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            assert (await check(health_pb2.HealthCheckRequest())).status == 1
+            info = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+            with pytest.raises(grpc.RpcError) as caught:
+                async for _ in info(iter([reflection_pb2.ServerReflectionRequest()])):
+                    pass
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_reflection_lists_the_engine_service():
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with serving(CountingEngine()) as address, grpc.aio.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        async for reply in stub.ServerReflectionInfo(iter([request])):
+            names = [s.name for s in reply.list_services_response.service]
+    assert "dlcore.v1.Engine" in names
+
+
+async def test_the_blocking_client_gives_the_same_result():
+    async with serving(CountingEngine()) as address:
+
+        def use() -> tuple[RequestOutput, dict[str, float]]:
+            with Client(address) as client:
+                return client.generate("hi", SamplingParams(max_tokens=3)), client.stats()
+
+        whole, stats = await asyncio.to_thread(use)
+    assert whole.outputs[0].token_ids == [0, 1, 2]
+    assert whole.prompt == "hi"
+    assert "num_running" in stats
+
+
+async def test_a_stopping_server_lets_running_calls_finish():
+    engine = CountingEngine(delay_s=0.01)
+    server = await RpcServer.start(engine, RpcConfig())
+    async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+        running = asyncio.ensure_future(client.generate("hi", SamplingParams(max_tokens=30)))
+        await until(lambda: engine.running == 1)
+        await server.stop(10)
+        assert len((await running).outputs[0].token_ids) == 30
+
+
+async def test_a_taken_port_is_a_clear_error():
+    async with serving(CountingEngine()) as address:
+        port = int(address.rpartition(":")[2])
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            await RpcServer.start(CountingEngine(), RpcConfig(port=port))
+
+
+def test_the_generated_modules_match_the_proto():
+    committed = Path(__file__).resolve().parents[3] / "python" / "dlcore" / "v1"
+    with tempfile.TemporaryDirectory() as folder:
+        assert generate(Path(folder)) == 0
+        for fresh in (Path(folder) / "dlcore" / "v1").iterdir():
+            assert fresh.read_text() == (committed / fresh.name).read_text(), fresh.name
