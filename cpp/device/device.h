@@ -43,6 +43,9 @@ class Device {
   virtual ~Device() = default;
   // Binds the calling thread to this device (the engine thread, once).
   virtual Status BindThread() = 0;
+  // False where every operation completes before it returns: then planning a
+  // step ahead hides nothing.
+  [[nodiscard]] virtual bool asynchronous() const = 0;
   virtual Status NewStream(std::unique_ptr<Stream>* out) = 0;
   virtual Status NewEvent(std::unique_ptr<Event>* out) = 0;
   virtual Status NewPinnedBuffer(size_t bytes, std::unique_ptr<PinnedBuffer>* out) = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -30,9 +31,11 @@ struct StepPlan {
   SamplerVariant sampler = SamplerVariant::kGreedy;
 
   [[nodiscard]] bool empty() const { return sequences.empty(); }
-  // Real counts, before the graph table rounds them up to a bucket.
+  // Real counts, before the graph table rounds them up to a bucket. Prompt
+  // logprobs can ask for more rows than there are sequences.
   [[nodiscard]] StepKey key() const {
-    return {kind, sampler, num_tokens, static_cast<int32_t>(sequences.size()), 0};
+    const auto num_seqs = static_cast<int32_t>(sequences.size());
+    return {kind, sampler, num_tokens, std::max(num_seqs, num_rows), 0};
   }
 };
 

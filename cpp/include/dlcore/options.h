@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,9 @@ struct EngineOptions {
   // room, so that decodes beside it keep their pace. 0 = no such limit.
   int32_t long_prefill_token_threshold = 0;
   int32_t max_waiting_requests = 0;  // 0 = unbounded
+  // Plan a step before the tokens of the one before are known. Unset = where
+  // the device runs beside the CPU.
+  std::optional<bool> async_scheduling;
   std::vector<int32_t> eos_token_ids;
   uint64_t hash_key[2] = {0, 0};  // both 0 = drawn at random at start
   double watchdog_timeout_s = 120.0;  // 0 = off
