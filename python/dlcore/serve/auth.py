@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -56,14 +57,26 @@ class ApiKeys:
 
 
 def presented_keys(scope: Scope) -> list[bytes]:
-    """The keys of `Authorization: Bearer` (OpenAI) and `x-api-key` (Anthropic)."""
+    """The keys of `Authorization: Bearer` (OpenAI), `x-api-key` (Anthropic), and the password
+    of `Authorization: Basic`, which is what a browser asks its user for."""
     keys = []
     for name, value in scope["headers"]:
         if name == b"x-api-key":
             keys.append(bytes(value))
-        elif name == b"authorization" and value[:7].lower() == b"bearer ":
-            keys.append(bytes(value[7:].strip()))
+        elif name == b"authorization":
+            scheme, _, credentials = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                keys.append(credentials.strip())
+            elif scheme.lower() == b"basic":
+                keys.append(_basic_password(credentials))
     return keys[:4]
+
+
+def _basic_password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 class AuthMiddleware:
@@ -76,20 +89,21 @@ class AuthMiddleware:
             presented = presented_keys(scope)
             names = [name for key in presented if (name := self.keys.name_of(key)) is not None]
             if not names:
-                error = _unauthorized(given=bool(presented))
+                error = _unauthorized(scope["path"], given=bool(presented))
                 await send_error(send, error, scope["path"])
                 return
             scope[SCOPE_KEY].key_name = names[0]
         await self.app(scope, receive, send)
 
 
-def _unauthorized(*, given: bool) -> ApiError:
+def _unauthorized(path: str, *, given: bool) -> ApiError:
     message = (
         "the API key is not accepted"
         if given
         else "an API key is needed: send `Authorization: Bearer KEY`"
     )
-    headers = {"www-authenticate": "Bearer"}
+    # On the page made for people, this makes a browser ask for the key (as the password).
+    headers = {"www-authenticate": 'Basic realm="dlcore"' if path == "/" else "Bearer"}
     return ApiError(
         401, message, kind="authentication_error", code="invalid_api_key", headers=headers
     )

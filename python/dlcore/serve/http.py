@@ -10,9 +10,11 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
+from dlcore.serve.auth import load_api_keys
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import make_context
 from dlcore.serve.logs import configure_logging
@@ -34,6 +36,14 @@ def run_server(config: ServeConfig, make_engine: MakeEngine) -> int:
     `make_engine` runs on the server's event loop, once the port is known to be free.
     """
     configure_logging(config.log_level, access_log=config.access_log)
+    try:
+        config = replace(
+            config,
+            api_key=load_api_keys(config.api_key, config.api_key_file, None),
+        )
+    except ValueError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return 1
     try:
         listener = bind(config.host, config.port)
     except OSError as exc:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dlcore.serve.context import ServerContext
+from dlcore.version import VERSION
 
 
 class SystemEndpoint:
@@ -33,11 +32,4 @@ class SystemEndpoint:
         return Response(self._ctx.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     async def version(self, request: Request) -> Response:
-        return JSONResponse({"version": package_version()})
-
-
-def package_version() -> str:
-    try:
-        return version("dlcore")
-    except PackageNotFoundError:  # run from a source tree
-        return "0+source"
+        return JSONResponse({"version": VERSION})

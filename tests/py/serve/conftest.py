@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from live_server import LiveServer, live_server
+from serve.live_server import LiveServer, live_server
 
 
 @pytest.fixture(scope="module")

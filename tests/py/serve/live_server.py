@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvloop
+from serve.fake_client import FakeEngine
+
 from dlcore.serve.app import build_app
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.http import bind
 from dlcore.serve.server import DrainingServer, make_server
-from fake_engine import FakeEngine
 
 
 class LiveServer:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from serve.fake_client import FakeEngine
+
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import run_server
-from fake_engine import FakeEngine
 
 
 def main() -> int:

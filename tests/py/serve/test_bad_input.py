@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from live_server import LiveServer, live_server
+from serve.fake_client import FakeEngine
+from serve.live_server import LiveServer, live_server
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-from fake_engine import DEFAULT_REPLY
-from live_server import LiveServer
+from serve.fake_client import DEFAULT_REPLY
+from serve.live_server import LiveServer
 
 REPLY = DEFAULT_REPLY * 8
 HELLO = [{"role": "user", "content": "hello"}]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-from fake_engine import DEFAULT_REPLY, FakeEngine
-from live_server import LiveServer, live_server
+from serve.fake_client import DEFAULT_REPLY, FakeEngine
+from serve.live_server import LiveServer, live_server
 
 REPLY = DEFAULT_REPLY * 8
 

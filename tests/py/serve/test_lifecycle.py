@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
-from live_server import live_server, wait_until
+from serve.fake_client import FakeEngine
+from serve.live_server import live_server, wait_until
 
 TEXT = "/v1/completions"
 LONG = {"prompt": "a", "ignore_eos": True, "max_tokens": 2000}
@@ -123,7 +123,7 @@ def _start(*args: str) -> subprocess.Popen[str]:
         [sys.executable, str(HERE / "serve_fake.py"), *args],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parent)])},
     )
 
 

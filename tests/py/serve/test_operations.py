@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serve.fake_client import FakeEngine
+from serve.live_server import LiveServer, live_server
+
 from dlcore.serve.app import routes
 from dlcore.serve.auth import ApiKeys, load_api_keys
 from dlcore.serve.limits import Limits
-from fake_engine import FakeEngine
-from live_server import LiveServer, live_server
-from prometheus_client.parser import text_string_to_metric_families
 
 TEXT = "/v1/completions"
 
@@ -36,6 +38,9 @@ def test_every_route_but_liveness_needs_a_key() -> None:
         ({"authorization": "bearer two"}, 200),
         ({"x-api-key": "two"}, 200),
         ({"x-api-key": "wrong", "authorization": "Bearer one"}, 200),
+        ({"authorization": "Basic " + base64.b64encode(b"me:two").decode()}, 200),
+        ({"authorization": "Basic " + base64.b64encode(b"two:").decode()}, 401),
+        ({"authorization": "Basic !"}, 401),
         ({"authorization": "Bearer three"}, 401),
         ({"authorization": "one"}, 401),
         ({"authorization": "Bearer"}, 401),

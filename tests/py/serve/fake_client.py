@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
 from dlcore.chat_template import ChatTemplate
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput, Logprob, LogprobsAtPosition, RequestOutput
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}"
