@@ -1,0 +1,208 @@
+"""Sends one request to nodes by the policy, again and again while the budget lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from dlcore.router.backend import Backend
+from dlcore.router.config import RouterConfig
+from dlcore.router.metrics import RouterMetrics
+from dlcore.router.policies import Policy, RoutingRequest
+from dlcore.router.pool import BackendPool
+from dlcore.router.resume import ResumableStream
+from dlcore.router.retry_budget import RetryBudget
+from dlcore.router.sse import DONE, EventSplitter, data_of
+from dlcore.router.upstream import Answer, NodeError, ask
+
+RETRY_PAUSE_S = 0.05
+END_OF_STREAM = DONE + b"\n\n"
+
+
+class NoBackendError(Exception):
+    """No node could serve the request; the message says what was tried."""
+
+
+class Dispatcher:
+    """Event-loop thread only; one for the life of the router."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        pool: BackendPool,
+        policy: Policy,
+        session: aiohttp.ClientSession,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._policy = policy
+        self._session = session
+        self._metrics = metrics
+        self._budget = RetryBudget(
+            per_request=config.retry_ratio, per_second=config.min_retries_per_s
+        )
+        self._timeout = aiohttp.ClientTimeout(
+            total=config.request_timeout_s, sock_connect=config.connect_timeout_s
+        )
+
+    async def whole(
+        self, method: str, path: str, body: bytes, model: str | None, route: RoutingRequest
+    ) -> tuple[int, str, bytes]:
+        """(status, content type, body) of the first node that answers in full."""
+        attempts = self._attempts(model, route)
+        while True:
+            backend = await attempts.next()
+            try:
+                async with self._open(backend, route, method, path, data=body) as answer:
+                    content_type = answer.headers.get("content-type", "application/json")
+                    return answer.status, content_type, await answer.body()
+            except NodeError as failure:
+                attempts.failed(backend, failure)
+
+    async def stream(
+        self, path: str, body: dict[str, Any], model: str | None, route: RoutingRequest
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Yields (status, bytes) pieces of one answer, whichever nodes they come from.
+
+        The first status holds for all. A node lost midway is a pause: another one goes on
+        from the tokens the client has. Raises NoBackendError when that cannot be had.
+        """
+        stream = ResumableStream(body)
+        request_id = str(body.get("request_id") or uuid.uuid4().hex)
+        attempts = self._attempts(model, route)
+        while True:
+            backend = await attempts.next(resumable=stream.started)
+            sent = stream.request(request_id) if backend.resumable else body
+            try:
+                async with self._open(backend, route, "POST", path, json=sent) as answer:
+                    async for piece in self._relay(answer, backend, stream):
+                        yield answer.status, piece
+                return
+            except NodeError as failure:
+                attempts.failed(backend, failure)
+                if stream.started:
+                    self._metrics.failovers.inc()
+                    if stream.complete:
+                        yield 200, END_OF_STREAM
+                        return
+
+    async def _relay(
+        self, answer: Answer, backend: Backend, stream: ResumableStream
+    ) -> AsyncIterator[bytes]:
+        if answer.status != 200:  # the client's own mistake: not a stream
+            yield await answer.body()
+            return
+        splitter = EventSplitter()
+        ended = False
+        async for chunk in answer.chunks():
+            for event in splitter.push(chunk):
+                ended = ended or event == DONE
+                piece = self._piece(event, backend, stream)
+                if piece:
+                    yield piece
+        if not ended:
+            raise NodeError(f"{backend.url} ended the stream early")
+
+    def _piece(self, event: bytes, backend: Backend, stream: ResumableStream) -> bytes | None:
+        data = data_of(event)
+        if data is None:
+            return event + b"\n\n"
+        if data.startswith(b'{"error"'):
+            raise NodeError(f"{backend.url}: {data[:300].decode(errors='replace')}")
+        return stream.accept(data)
+
+    def _attempts(self, model: str | None, route: RoutingRequest) -> _Attempts:
+        self._budget.request()
+        return _Attempts(self._config, self._pool, self._policy, self._budget, model, route)
+
+    @asynccontextmanager
+    async def _open(
+        self, backend: Backend, route: RoutingRequest, method: str, path: str, **content: Any
+    ) -> AsyncIterator[Answer]:
+        """An answer, with the node's load and health kept while it is open."""
+        headers = {"content-type": "application/json"}
+        if self._config.backend_api_key:
+            headers["authorization"] = f"Bearer {self._config.backend_api_key}"
+        backend.running += 1
+        backend.load += route.size
+        backend.total_requests += 1
+        self._policy.sent(backend, route)
+        self._metrics.attempts.labels(backend.url).inc()
+        try:
+            async with ask(
+                self._session, backend, method, path,
+                headers=headers, timeout=self._timeout, **content,
+            ) as answer:  # fmt: skip
+                yield answer
+            self._pool.succeeded(backend)
+        except NodeError as failure:
+            self._metrics.failures.labels(backend.url).inc()
+            if failure.is_node_fault:
+                self._pool.failed(backend, str(failure))
+            raise
+        finally:
+            backend.running -= 1
+            backend.load -= route.size
+
+
+class _Attempts:
+    """The tries of one request: which nodes failed it, and when to give up."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        pool: BackendPool,
+        policy: Policy,
+        budget: RetryBudget,
+        model: str | None,
+        route: RoutingRequest,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._policy = policy
+        self._budget = budget
+        self._model = model
+        self._route = route
+        self._failed: set[str] = set()
+        self._count = 0
+        self._last_error = "no node is up"
+        self._deadline = time.monotonic() + config.request_timeout_s
+
+    async def next(self, *, resumable: bool = False) -> Backend:
+        """A node to try. Waits for one to come up; raises NoBackendError in the end."""
+        if self._count >= self._config.max_attempts:
+            raise NoBackendError(f"{self._count} attempts failed; the last: {self._last_error}")
+        if self._count > 0:
+            if not self._budget.try_retry():
+                raise NoBackendError(f"the retry budget is spent; the last: {self._last_error}")
+            await asyncio.sleep(RETRY_PAUSE_S * 2 ** min(self._count - 1, 5))
+        give_up = min(time.monotonic() + self._config.backend_wait_s, self._deadline)
+        while True:
+            backend = self._choose(resumable)
+            if backend is not None:
+                self._count += 1
+                return backend
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise NoBackendError(self._last_error)
+            await self._pool.wait_for_change(left)
+
+    def failed(self, backend: Backend, failure: NodeError) -> None:
+        self._failed.add(backend.url)
+        self._last_error = str(failure)
+
+    def _choose(self, resumable: bool) -> Backend | None:
+        candidates = self._pool.candidates(self._model)
+        if resumable:
+            candidates = [b for b in candidates if b.resumable]
+        fresh = [b for b in candidates if b.url not in self._failed]
+        # Nodes that failed once come after those that did not: better than giving up.
+        candidates = fresh or candidates
+        return self._policy.choose(candidates, self._route) if candidates else None

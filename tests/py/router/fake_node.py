@@ -1,0 +1,127 @@
+"""A node whose answers are known and whose failures are ordered.
+
+The token at a position is a hash of the prompt and the position, as with a seeded model, so any
+node goes on exactly where another stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+def token_at(prompt: str, position: int) -> int:
+    digest = hashlib.blake2b(f"{prompt}\0{position}".encode(), digest_size=2).digest()
+    return int.from_bytes(digest, "little")
+
+
+def text_of(prompt: str, count: int) -> str:
+    return "".join(f"{token_at(prompt, i)} " for i in range(count))
+
+
+class FakeNode:
+    """Set the fields below from the test's thread; they take effect at the next token."""
+
+    def __init__(self, *, model: str = "m", owned_by: str = "dlcore", port: int = 0) -> None:
+        self.model = model
+        self.owned_by = owned_by
+        self.die_after: int | None = None  # tokens until streams are cut
+        self.freeze = False  # nothing answers any more, health included
+        self.status = 200  # of generation requests
+        self.delay_s = 0.0
+        self.requests: list[dict[str, Any]] = []
+        self.running = 0
+        self._port = port
+
+    # ---- life
+
+    def start(self) -> FakeNode:
+        config = uvicorn.Config(self._app(), port=self._port, log_level="error", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            threading.Event().wait(0.01)
+        self._port = self._server.servers[0].sockets[0].getsockname()[1]
+        return self
+
+    def stop(self) -> None:
+        self._server.force_exit = True
+        self._server.should_exit = True
+        self._thread.join(5)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    # ---- HTTP
+
+    def _app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+            ]
+        )
+
+    async def _thaw(self) -> None:
+        while self.freeze:
+            await asyncio.sleep(0.02)
+
+    async def _health(self, request: Request) -> Response:
+        await self._thaw()
+        return JSONResponse({"status": "ok"})
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"data": [{"id": self.model, "owned_by": self.owned_by}]})
+
+    async def _completions(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        await self._thaw()
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "as told"}}, self.status)
+        if body.get("stream"):
+            return StreamingResponse(self._stream(body), media_type="text/event-stream")
+        if self.die_after is not None:
+            raise RuntimeError("as told")
+        text = text_of(body["prompt"], body["max_tokens"])
+        return JSONResponse({"choices": [{"index": 0, "text": text}]})
+
+    async def _stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        self.running += 1
+        try:
+            past = (body.get("resume_token_ids") or [[]])[0] or []
+            for sent, position in enumerate(range(len(past), body["max_tokens"])):
+                await asyncio.sleep(self.delay_s)
+                await self._thaw()
+                if self.die_after is not None and sent >= self.die_after:
+                    raise RuntimeError("as told")
+                yield self._event(body, position)
+            yield "data: [DONE]\n\n"
+        finally:
+            self.running -= 1
+
+    def _event(self, body: dict[str, Any], position: int) -> str:
+        token = token_at(body["prompt"], position)
+        last = position == body["max_tokens"] - 1
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": f"{token} ",
+            "finish_reason": "length" if last else None,
+        }
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [token]
+        event = {"id": f"cmpl-{self._port}", "created": self._port, "choices": [choice]}
+        return f"data: {json.dumps(event)}\n\n"
