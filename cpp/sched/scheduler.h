@@ -5,37 +5,43 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "dlcore/options.h"
 #include "dlcore/output.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
+#include "kv/kv_manager.h"
+#include "sched/plan_ring.h"
+#include "sched/policy.h"
+#include "sched/request_queue.h"
+#include "sched/sequence.h"
 #include "sched/step_plan.h"
 
 namespace dlcore {
 
 // The host's view of a finished step's output arena.
 struct StepResult {
-  std::span<const int32_t> sampled_tokens;    // [rows]
-  std::span<const float> sampled_logprobs;    // [rows], empty unless kFull
-  std::span<const int32_t> sampled_ranks;     // [rows]
-  std::span<const int32_t> top_ids;           // [rows, max_logprobs]
-  std::span<const float> top_logprobs;        // [rows, max_logprobs]
+  std::span<const int32_t> sampled_tokens;  // [rows]
+  std::span<const float> sampled_logprobs;  // [rows], empty unless kFull
+  std::span<const int32_t> sampled_ranks;   // [rows]
+  std::span<const int32_t> top_ids;         // [rows, max_logprobs]
+  std::span<const float> top_logprobs;      // [rows, max_logprobs]
 };
 
 struct SchedulerStats {
   int32_t num_running = 0;
   int32_t num_waiting = 0;
   int32_t num_free_blocks = 0;
-  int32_t num_cached_blocks = 0;      // in the prefix cache, unreferenced
+  int32_t num_cached_blocks = 0;  // in the prefix cache, unreferenced
   int32_t num_referenced_blocks = 0;
   int32_t num_kv_blocks = 0;
   uint64_t num_preemptions = 0;
   uint64_t num_prompt_tokens = 0;
   uint64_t num_generated_tokens = 0;
-  uint64_t num_prefix_queries = 0;    // prompt tokens looked up
-  uint64_t num_prefix_hits = 0;       // prompt tokens found
+  uint64_t num_prefix_queries = 0;  // prompt tokens looked up
+  uint64_t num_prefix_hits = 0;     // prompt tokens found
   uint64_t num_finished = 0;
 };
 
@@ -49,6 +55,7 @@ struct SchedulerStats {
 // Thread safety: engine thread only.
 class Scheduler {
  public:
+  // REQUIRES: options.Validate().ok()
   explicit Scheduler(const EngineOptions& options);
   ~Scheduler();
 
@@ -60,6 +67,8 @@ class Scheduler {
   void Abort(RequestId id);
 
   // Fails everything queued and running with `message` (watchdog, device lost).
+  // Plans in flight are forgotten: they must not be committed, and the device
+  // must not run them any more when the next request is submitted.
   void FailAll(std::string_view message);
 
   // The next step, empty when nothing can run now. The reference stays valid
@@ -81,8 +90,50 @@ class Scheduler {
   [[nodiscard]] std::string DebugString() const;
 
  private:
-  struct Impl;  // replaced by real members as the classes below it land
-  std::unique_ptr<Impl> impl_;
+  enum class Admission : uint8_t { kAdmitted, kSkipped, kBlocked };
+
+  // Planning (scheduler_plan.cc).
+  void PlanRunning(PlanRecord* record);
+  void PlanPrefills(PlanRecord* record);
+  void AdmitWaiting(PlanRecord* record);
+  Admission TryAdmit(Sequence* sequence, PlanRecord* record);
+  bool PlanSequence(Sequence* sequence, PlanRecord* record);
+  void AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan);
+  bool Grow(Sequence* sequence, int32_t num_tokens);
+  void GiveWay(Sequence* sequence);
+  void Preempt(Sequence* sequence);
+  [[nodiscard]] Sequence* FindVictim() const;
+  [[nodiscard]] std::string TooSmallPool() const;
+
+  // Results (scheduler.cc).
+  size_t CommitSequence(const PlannedSequence& planned, const StepResult& result, size_t row);
+  void TakeToken(Sequence* sequence, const StepResult& result, size_t row, SequenceOutput* out);
+  void Publish(Sequence* sequence, int32_t num_computed);
+  void Finish(Sequence* sequence);
+  void FinishWithOutput(Sequence* sequence, FinishReason reason, std::string_view error);
+  void Sweep();
+  void Destroy(Sequence* sequence);
+  SequenceOutput& NewOutput(const Sequence& sequence);
+
+  const EngineOptions options_;
+  const ChunkPolicy policy_;
+  KvManager kv_;
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  RequestQueue waiting_;
+  std::vector<Sequence*> running_;     // holds a slot; best first, see RunsBefore
+  std::vector<Sequence*> prefilling_;  // scratch of NextPlan
+  std::vector<SlotId> free_slots_;
+  PlanRing plans_;
+  StepPlan empty_plan_;
+  StepRoom room_;                      // of the step being planned
+  bool preempted_ = false;             // in the step being planned
+  bool needs_sweep_ = false;           // running_ holds sequences that are done or preempted
+  const Sequence* blocked_ = nullptr;  // head of the queue that did not fit last time,
+  int32_t blocked_until_ = 0;          // and the available blocks it needs
+  std::vector<SequenceOutput> outputs_;
+  SchedulerStats stats_;
+  uint64_t num_submitted_ = 0;
+  uint64_t num_plans_ = 0;
 };
 
 }  // namespace dlcore

@@ -16,8 +16,11 @@ struct PlannedSequence {
   Sequence* sequence = nullptr;
   int32_t start = 0;
   int32_t num_tokens = 0;
-  bool samples = false;           // the last query token reaches the end of what is known
-  int32_t num_prompt_rows = 0;    // prompt-logprob rows this chunk asks for
+  bool samples = false;         // the last query token reaches the end of what is known
+  int32_t num_prompt_rows = 0;  // prompt-logprob rows this chunk asks for
+  bool sends_history = false;   // its sampled row clears and refills the slot's token counts
+
+  [[nodiscard]] int32_t end() const { return start + num_tokens; }
 };
 
 // What one step does. Owned by the scheduler, which keeps the last few alive

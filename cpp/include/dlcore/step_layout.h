@@ -51,6 +51,10 @@ struct StepLimits {
   [[nodiscard]] int32_t max_history_entries() const {
     return max_model_len > 65536 ? max_model_len : 65536;
   }
+  // block_updates entries one step may carry; at least one whole table.
+  [[nodiscard]] int32_t max_block_updates() const {
+    return max_blocks_per_seq() > 65536 ? max_blocks_per_seq() : 65536;
+  }
 };
 
 enum class FieldType : uint8_t { kInt32, kInt64, kFloat32 };
@@ -58,9 +62,9 @@ enum class FieldType : uint8_t { kInt32, kInt64, kFloat32 };
 struct StepField {
   std::string_view name;
   FieldType type;
-  size_t offset;      // bytes from the start of the arena, 16-aligned
-  int64_t rows;       // first dimension
-  int64_t cols;       // second dimension, 0 = one-dimensional
+  size_t offset;  // bytes from the start of the arena, 16-aligned
+  int64_t rows;   // first dimension
+  int64_t cols;   // second dimension, 0 = one-dimensional
 };
 
 // Indices into the arena's header, int32[kHeaderSize]. The *_offset entries are

@@ -1,0 +1,43 @@
+#include "sched/policy.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace dlcore {
+namespace {
+
+int32_t PromptRows(const Sequence& s, int32_t end) {
+  return std::max(0, std::min(end, s.prompt_rows_end()) - s.next_prompt_row());
+}
+
+}  // namespace
+
+ChunkPolicy::ChunkPolicy(const EngineOptions& options)
+    : whole_{options.limits.max_num_batched_tokens, options.limits.max_num_seqs,
+             options.limits.max_history_entries(), options.limits.max_block_updates()},
+      chunked_(options.enable_chunked_prefill),
+      long_prefill_(options.long_prefill_token_threshold) {}
+
+bool ChunkPolicy::CanSample(const Sequence& s, const StepRoom& room) const {
+  if (s.owes_history() && s.num_known() > room.history) return false;
+  return s.constraint() == nullptr || s.constraint()->Ready();
+}
+
+Chunk ChunkPolicy::Fit(const Sequence& s, const StepRoom& room) const {
+  const int32_t start = s.num_planned();
+  const int32_t wanted = s.num_to_plan();
+  int32_t n = std::min(wanted, room.tokens);
+  if (chunked_ && long_prefill_ > 0) n = std::min(n, long_prefill_);
+  // Rows of prompt logprobs are few; they bound the chunk.
+  if (PromptRows(s, start + n) > room.rows) n = s.next_prompt_row() + room.rows - start;
+  // Reaching the end means sampling, which needs a row, its mask and its history.
+  if (n == wanted && (PromptRows(s, start + n) + 1 > room.rows || !CanSample(s, room))) --n;
+  // Without chunking a prompt goes whole, unless its own rows cannot fit one step.
+  const bool may_cut = chunked_ || s.prompt_rows_end() > 0;
+  if (n <= 0 || (n < wanted && !may_cut)) return {};
+
+  const bool samples = n == wanted;
+  return {n, samples, PromptRows(s, start + n), samples && s.owes_history() ? s.num_known() : 0};
+}
+
+}  // namespace dlcore

@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dlcore/options.h"
+#include "dlcore/request.h"
+#include "dlcore/types.h"
+#include "kv/kv_manager.h"
+#include "kv/token_view.h"
+
+namespace dlcore {
+
+// kWaiting -> kRunning             admitted: has a slot and blocks
+// kRunning -> kPreempting          chosen as victim; planned no more
+// kPreempting -> kWaiting          no plan in flight: blocks and slot are back
+// kWaiting, kRunning, kPreempting -> kFinished
+//                                  destroyed once no plan in flight writes its blocks
+enum class SequenceState : uint8_t { kWaiting, kRunning, kPreempting, kFinished };
+
+// One request on its way: its tokens, how far they are computed, and what it
+// holds. Tokens sampled by plans in flight are *pending*: they count, but their
+// values are known only at commit.
+// Thread safety: engine thread only.
+class Sequence {
+ public:
+  Sequence(Request request, uint64_t arrival, const EngineOptions& options);
+
+  [[nodiscard]] RequestId id() const { return request_.id; }
+  [[nodiscard]] int32_t priority() const { return request_.priority; }
+  [[nodiscard]] uint64_t arrival() const { return arrival_; }
+  [[nodiscard]] const std::string& cache_salt() const { return request_.cache_salt; }
+  [[nodiscard]] const SamplingParams& sampling() const { return request_.sampling; }
+  [[nodiscard]] TokenConstraint* constraint() const { return request_.constraint.get(); }
+  // EOS ids (unless ignored) and the request's stop ids.
+  [[nodiscard]] const std::vector<TokenId>& stop_ids() const { return stop_ids_; }
+
+  [[nodiscard]] int32_t prompt_len() const { return static_cast<int32_t>(request_.prompt.size()); }
+  [[nodiscard]] int32_t num_output() const { return static_cast<int32_t>(output_.size()); }
+  [[nodiscard]] int32_t num_known() const { return prompt_len() + num_output(); }
+  [[nodiscard]] TokenView tokens() const { return {request_.prompt, output_}; }
+  // REQUIRES: p < num_known()
+  [[nodiscard]] TokenId token(int32_t p) const {
+    return p < prompt_len() ? request_.prompt[static_cast<size_t>(p)]
+                            : output_[static_cast<size_t>(p - prompt_len())];
+  }
+  // Longest it can get: prompt + max_tokens, within max_model_len.
+  [[nodiscard]] int32_t max_total() const { return max_total_; }
+
+  [[nodiscard]] int32_t num_pending() const { return num_pending_; }
+  // Tokens whose KV is written, by committed plans or plans in flight.
+  [[nodiscard]] int32_t num_planned() const { return num_planned_; }
+  [[nodiscard]] int32_t num_to_plan() const { return num_known() + num_pending_ - num_planned_; }
+  [[nodiscard]] bool in_flight() const { return num_in_flight_ > 0; }
+  // False while its next token could not be used, or depends on one not yet known.
+  [[nodiscard]] bool CanPlan() const {
+    return state == SequenceState::kRunning && num_known() + num_pending_ < max_total_ &&
+           (num_pending_ == 0 || !waits_for_commit_);
+  }
+
+  [[nodiscard]] bool has_penalties() const { return has_penalties_; }
+  // The next sampled row must carry the whole token history for penalties.
+  [[nodiscard]] bool owes_history() const { return has_penalties_ && !history_sent_; }
+  // The least variant that serves a sampled row at output index `index`.
+  [[nodiscard]] SamplerVariant VariantAt(int32_t index) const {
+    return MasksStopsAt(index) ? SamplerVariant::kFull : variant_;
+  }
+  // True while min_tokens forbids stopping at output index `index`.
+  [[nodiscard]] bool MasksStopsAt(int32_t index) const {
+    return index < request_.sampling.min_tokens && !stop_ids_.empty();
+  }
+  // First prompt position whose logprob was not asked of any plan yet, and the
+  // end of such positions; equal when none is wanted.
+  [[nodiscard]] int32_t next_prompt_row() const { return next_prompt_row_; }
+  [[nodiscard]] int32_t prompt_rows_end() const { return prompt_rows_end_; }
+
+  // Transitions of the progress counters.
+  void Admit(SlotId slot, int32_t num_cached);
+  void StartFrom(int32_t num_cached) { num_planned_ = num_cached; }
+  void Plan(int32_t num_tokens, bool samples, int32_t num_prompt_rows);
+  void CommitPlan(bool sampled);
+  void ForgetPlans();  // the plans in flight will never be committed
+  void AppendOutput(TokenId token) { output_.push_back(token); }
+  void ReturnToQueue();
+
+  // Owned by the scheduler.
+  SequenceState state = SequenceState::kWaiting;
+  SlotId slot = kNoSlot;
+  SequenceCache cache;
+  int32_t num_cached_tokens = -1;  // set at the first admission
+  bool was_preempted = false;
+
+ private:
+  Request request_;
+  std::vector<TokenId> output_;
+  std::vector<TokenId> stop_ids_;
+  uint64_t arrival_;
+  int32_t max_total_;
+  int32_t num_pending_ = 0;
+  int32_t num_planned_ = 0;
+  int32_t num_in_flight_ = 0;
+  int32_t next_prompt_row_ = 0;
+  int32_t prompt_rows_end_ = 0;
+  SamplerVariant variant_;
+  bool has_penalties_;
+  bool history_sent_ = false;
+  bool waits_for_commit_;
+};
+
+}  // namespace dlcore

@@ -1,0 +1,154 @@
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "sched/scheduler.h"
+#include "step/step_builder.h"
+#include "tests/cpp/sched/fake_device.h"
+
+namespace dlcore::testing {
+
+// What a request got, put together from all its outputs.
+struct Received {
+  std::vector<TokenId> tokens;
+  std::vector<float> logprobs;
+  std::vector<float> prompt_logprobs;
+  FinishReason reason = FinishReason::kNone;
+  TokenId stop_token = -1;
+  int32_t num_cached_tokens = 0;
+  std::string error;
+};
+
+// Scheduler + StepBuilder + FakeDevice, driven like the engine drives them: up
+// to `depth` plans in flight, keys rounded up to buckets on demand. Checks the
+// laws of a plan at every step.
+class Simulation {
+ public:
+  explicit Simulation(const EngineOptions& options)
+      : options_(options),
+        scheduler_(options),
+        builder_(options.limits),
+        device_(options),
+        mirror_(StepLayout::MaxInputBytes(options.limits)) {}
+
+  Scheduler& scheduler() { return scheduler_; }
+  [[nodiscard]] size_t in_flight() const { return results_.size(); }
+  const std::map<uint64_t, Received>& received() const { return received_; }
+
+  // Plans and launches one step. False when there was nothing to run.
+  bool Launch(bool bucketed = false) {
+    const StepPlan& plan = scheduler_.NextPlan();
+    if (plan.empty()) return false;
+    CheckPlan(plan);
+    StepKey key = plan.key();
+    key.num_seqs = std::max(key.num_seqs, plan.num_rows);
+    if (bucketed) key = RoundUp(key);
+    builder_.Fill(plan, key, mirror_);
+    results_.push_back(device_.Run(key, mirror_));
+    last_plan_ = {plan.kind, plan.sampler, plan.num_tokens,
+                  static_cast<int32_t>(plan.sequences.size()), 0};
+    return true;
+  }
+
+  void Commit() {
+    scheduler_.Commit(results_.front().View());
+    results_.pop_front();
+    Collect();
+  }
+
+  // Runs until nothing is left, `depth` plans deep.
+  void Drain(size_t depth = 2, bool bucketed = false) {
+    for (int i = 0; i < 100000 && scheduler_.HasWork(); ++i) {
+      const bool launched = results_.size() < depth && Launch(bucketed);
+      if (results_.size() >= depth || (!launched && !results_.empty())) Commit();
+      Collect();
+    }
+    ASSERT_FALSE(scheduler_.HasWork()) << scheduler_.DebugString();
+    CheckBlocks();
+  }
+
+  void Collect() {
+    batch_.outputs.clear();
+    scheduler_.TakeOutputs(&batch_);
+    for (const SequenceOutput& out : batch_.outputs) Append(out);
+    CheckBlocks();
+  }
+
+  [[nodiscard]] const StepKey& last_plan() const { return last_plan_; }
+
+  void CheckBlocks() const {
+    const SchedulerStats stats = scheduler_.Stats();
+    ASSERT_EQ(stats.num_free_blocks + stats.num_cached_blocks + stats.num_referenced_blocks,
+              options_.num_kv_blocks);
+    if (!scheduler_.HasWork()) {
+      ASSERT_EQ(stats.num_referenced_blocks, 0);
+    }
+  }
+
+ private:
+  StepKey RoundUp(StepKey key) const {
+    const auto up = [](int32_t n, int32_t most) {
+      return std::min(most, static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(n))));
+    };
+    key.num_seqs = up(key.num_seqs, options_.limits.max_num_seqs);
+    key.num_tokens = key.kind == StepKind::kDecode && key.num_seqs >= key.num_tokens
+                         ? key.num_seqs
+                         : up(key.num_tokens, options_.limits.max_num_batched_tokens);
+    key.sampler = SamplerVariant::kFull;
+    return key;
+  }
+
+  void CheckPlan(const StepPlan& plan) const {
+    const StepLimits& limits = options_.limits;
+    int32_t tokens = 0;
+    int32_t rows = 0;
+    std::set<int32_t> slots;
+    std::set<int32_t> written;
+    for (const PlannedSequence& p : plan.sequences) {
+      tokens += p.num_tokens;
+      rows += p.num_prompt_rows + (p.samples ? 1 : 0);
+      ASSERT_TRUE(slots.insert(p.sequence->slot.value).second) << "one slot, two sequences";
+      ASSERT_LT(p.sequence->slot.value, limits.max_num_seqs);
+      ASSERT_LE(p.end(), p.sequence->max_total() - 1) << "planned beyond max_tokens";
+      for (int32_t b = p.start / limits.block_size; b <= (p.end() - 1) / limits.block_size; ++b) {
+        ASSERT_TRUE(written.insert(p.sequence->cache.table[b].value).second) << "two writers";
+      }
+    }
+    ASSERT_EQ(tokens, plan.num_tokens);
+    ASSERT_EQ(rows, plan.num_rows);
+    ASSERT_LE(tokens, limits.max_num_batched_tokens);
+    ASSERT_LE(rows, limits.max_num_seqs);
+    const auto seqs = static_cast<int32_t>(plan.sequences.size());
+    ASSERT_EQ(plan.kind == StepKind::kDecode, tokens == seqs && rows == seqs);
+  }
+
+  void Append(const SequenceOutput& out) {
+    Received& r = received_[out.id.value];
+    ASSERT_EQ(r.reason, FinishReason::kNone) << "an output after the last one";
+    r.tokens.insert(r.tokens.end(), out.tokens.begin(), out.tokens.end());
+    for (const TokenLogprobs& l : out.logprobs) r.logprobs.push_back(l.logprob);
+    for (const TokenLogprobs& l : out.prompt_logprobs) r.prompt_logprobs.push_back(l.logprob);
+    r.reason = out.finish_reason;
+    r.stop_token = out.stop_token;
+    r.num_cached_tokens = out.num_cached_tokens;
+    r.error = out.error;
+  }
+
+  EngineOptions options_;
+  Scheduler scheduler_;
+  StepBuilder builder_;
+  FakeDevice device_;
+  std::vector<std::byte> mirror_;
+  std::deque<FakeResult> results_;
+  OutputBatch batch_;
+  std::map<uint64_t, Received> received_;
+  StepKey last_plan_;
+};
+
+}  // namespace dlcore::testing
