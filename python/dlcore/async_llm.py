@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from dlcore.bundled_model import make_config
 from dlcore.config import EngineConfig
 from dlcore.core_request import check_prompt_text, encode_prompt
 from dlcore.engine_client import EngineDeadError
-from dlcore.engine_factory import make_config, open_session
+from dlcore.engine_factory import open_session
 from dlcore.engine_session import EngineSession
 from dlcore.output_queue import OutputQueue
 from dlcore.outputs import RequestOutput

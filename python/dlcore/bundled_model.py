@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from dlcore.config import ConfigError
+from dlcore.config import ConfigError, EngineConfig
 
 BUNDLED_MODEL_NAME = "dlcore-demo"
 BUNDLED_MODEL_FOLDER = Path(__file__).parent / "assets" / "demo"
@@ -21,3 +24,15 @@ def bundled_model_folder() -> Path:
             "model", "this installation lacks the bundled model; name a model folder instead"
         )
     return BUNDLED_MODEL_FOLDER
+
+
+def make_config(model: str | None, options: Mapping[str, Any]) -> EngineConfig:
+    """`model=None` is the bundled one. Raises ConfigError for an option there is not."""
+    known = {f.name for f in fields(EngineConfig)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(name, f"is not an option; there are: {', '.join(sorted(known))}")
+    if model is not None:
+        return EngineConfig(model=model, **options)
+    named = {"served_model_name": BUNDLED_MODEL_NAME, **options}
+    return EngineConfig(model=str(bundled_model_folder()), **named)

@@ -18,10 +18,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dlcore.bundled_model import make_config
 from dlcore.chat_template import Message
-from dlcore.core_request import check_prompt_text, encode_prompt
+from dlcore.config import EngineConfig
+from dlcore.core_request import check_prompt_text, check_request, encode_prompt
 from dlcore.engine_client import EngineDeadError
-from dlcore.engine_factory import make_config, open_session
+from dlcore.engine_factory import open_session
 from dlcore.engine_session import EngineSession
 from dlcore.outputs import RequestOutput
 from dlcore.request_state import merge_output
@@ -51,6 +53,10 @@ class LLM:
         self._next_id = 0
         # Also at interpreter exit: the core's thread may be inside Python.
         self._stop = weakref.finalize(self, self._session.core.stop)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        return cls(session=open_session(config))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -112,6 +118,11 @@ class LLM:
         rows = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         requests: list[tuple[str | None, list[int]]] = list(zip(texts, rows, strict=True))
         return self._run(requests, sampling_params, use_tqdm, 0, "")
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises ParameterError when this engine cannot serve the request; runs nothing."""
+        model = self._session.model
+        check_request(prompt_token_ids, params, model.limits, model.tokenizer)
 
     def stats(self) -> dict[str, float]:
         """The counters of cpp/include/dlcore/engine.h's EngineStats."""

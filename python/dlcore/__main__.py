@@ -1,0 +1,5 @@
+"""`python -m dlcore` is `dlcore`."""
+
+from dlcore.cli import main
+
+main()

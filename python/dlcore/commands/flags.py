@@ -1,0 +1,121 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from dlcore.bundled_model import make_config
+from dlcore.config import ATTENTION_BACKENDS, DEVICES, DTYPE_NAMES, LOAD_FORMATS, EngineConfig
+from dlcore.sampling_params import SamplingParams
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Every flag is a field of EngineConfig; what is not given keeps the field's default.
+ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
+    "max_model_len": (int, "Longest prompt + answer, in tokens. Default: what the model allows."),
+    "dtype": (click.Choice(list(DTYPE_NAMES)), "Number format. Default: chosen for the device."),
+    "device": (click.Choice(DEVICES), "Where to run. Default: the GPU if there is one."),
+    "device_index": (int, "Which GPU, counted from 0."),
+    "load_format": (
+        click.Choice(LOAD_FORMATS),
+        "dummy = random weights, null = no model at all (both for benchmarks).",
+    ),
+    "tokenizer": (str, "Folder of another tokenizer than the model's."),
+    "gpu_memory_utilization": (float, "Share of the GPU's memory to use. Default: 0.9."),
+    "max_num_seqs": (int, "Most sequences running at once."),
+    "max_num_batched_tokens": (int, "Most tokens in one step; longer prompts go in chunks."),
+    "block_size": (int, "Tokens per KV cache block. Default: 16."),
+    "num_kv_blocks": (int, "KV cache blocks. Default: what fits the memory."),
+    "enable_prefix_caching": (bool, "Reuse the KV of prompts that start alike. Default: on."),
+    "enable_chunked_prefill": (bool, "Mix long prompts with running answers. Default: on."),
+    "max_waiting_requests": (int, "Refuse requests beyond this queue (0 = never)."),
+    "enforce_eager": (bool, "Run without CUDA graphs: slower, for finding faults."),
+    "attention_backend": (click.Choice(ATTENTION_BACKENDS), "Attention kernels."),
+    "watchdog_timeout_s": (float, "A step that takes longer fails the engine (0 = off)."),
+}
+
+
+def model_argument(function: F) -> F:
+    return click.argument("model", required=False)(function)
+
+
+def engine_flags(function: F) -> F:
+    """Adds the engine's flags; read them with `engine_config`."""
+    for name, (kind, text) in reversed(list(ENGINE_FLAGS.items())):
+        flag = name.replace("_", "-")
+        spelling = f"--{flag}" if kind is not bool else f"--{flag}/--no-{flag}"
+        function = click.option(spelling, name, type=kind, default=None, help=text)(function)
+    return function
+
+
+def engine_config(
+    model: str | None, flags: Mapping[str, Any], served_model_name: str | None = None
+) -> EngineConfig:
+    """Raises ConfigError. Takes its own flags out of `flags`, leaves the others."""
+    options = {name: flags[name] for name in ENGINE_FLAGS if flags.get(name) is not None}
+    if served_model_name is not None:
+        options["served_model_name"] = served_model_name
+    return make_config(model, options)
+
+
+def sampling_flags(max_tokens: int) -> Callable[[F], F]:
+    """How to sample; read them with `sampling_params`. What is not given: the model's advice."""
+    options = [
+        click.option("--max-tokens", type=int, default=max_tokens, show_default=True,
+                     help="Longest answer, in tokens."),
+        click.option("--temperature", type=float, help="0 = always the most likely token."),
+        click.option("--top-p", type=float, help="Sample from this share of the probability."),
+        click.option("--top-k", type=int, help="Sample from the k most likely tokens (0 = all)."),
+        click.option("--min-p", type=float, help="Drop tokens below this share of the best one."),
+        click.option("--seed", type=int, help="The same seed gives the same answer."),
+        click.option("--stop", multiple=True, help="Text that ends an answer; repeat for several."),
+    ]  # fmt: skip
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def sampling_params(defaults: SamplingParams, flags: Mapping[str, Any]) -> SamplingParams:
+    """Raises ParameterError naming the flag."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")
+    given = {n: flags[n] for n in names if flags.get(n) is not None}
+    return replace(defaults, **given)
+
+
+def config_file_option(function: F) -> F:
+    """`--config FILE`: flags from YAML; what is typed on the command line wins."""
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config_file,
+        help="YAML file of flags, e.g. `max-model-len: 4096`. Flags typed here win.",
+    )(function)
+
+
+def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise click.BadParameter(f"{path} must hold `flag: value` lines")
+    found = {str(name).replace("-", "_"): value for name, value in values.items()}
+    known = {parameter.name for parameter in ctx.command.params}
+    unknown = sorted(found.keys() - known)
+    if unknown:
+        raise click.BadParameter(f"{path}: unknown flag {', '.join(unknown)}")
+    ctx.default_map = {**(ctx.default_map or {}), **found}
