@@ -9,7 +9,8 @@ from typing import Any
 
 from dlcore.sampling_params import ParameterError, SamplingParams
 
-PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
+# The ways to give a prompt, and the field of PromptLine that holds it.
+PROMPT_KEYS = {"prompt": "text", "messages": "messages", "prompt_token_ids": "token_ids"}
 _SAMPLING_KEYS = {f.name for f in fields(SamplingParams)} - {"structured_outputs", "extra"}
 
 
@@ -57,18 +58,12 @@ def _read_object(number: int, line: str, defaults: SamplingParams) -> PromptLine
     unknown = sorted(row.keys() - {*PROMPT_KEYS, "id"} - _SAMPLING_KEYS)
     if unknown:
         raise PromptFileError(f"line {number}: unknown field {', '.join(unknown)}")
-    prompt: Any = row[given[0]]
+    prompt = row[given[0]]
     expected = str if given[0] == "prompt" else list
     if not isinstance(prompt, expected):
         raise PromptFileError(f"line {number}: {given[0]} must be a {expected.__name__}")
-    return PromptLine(
-        number,
-        _params(number, row, defaults),
-        text=prompt if given[0] == "prompt" else None,
-        messages=prompt if given[0] == "messages" else None,
-        token_ids=prompt if given[0] == "prompt_token_ids" else None,
-        id=row.get("id"),
-    )
+    way: dict[str, Any] = {PROMPT_KEYS[given[0]]: prompt}
+    return PromptLine(number, _params(number, row, defaults), id=row.get("id"), **way)
 
 
 def _params(number: int, row: dict[str, Any], defaults: SamplingParams) -> SamplingParams:

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 import text_models
-from fake_engine import ERROR, FakeEngine, Row, make_session
+from fake_core import ERROR, FakeEngine, Row, make_session
 
 from dlcore import async_llm
 from dlcore.async_llm import AsyncLLM

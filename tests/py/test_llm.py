@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import text_models
-from fake_engine import ERROR, FakeEngine, FakeRequest, Row, make_session
+from fake_core import ERROR, FakeEngine, FakeRequest, Row, make_session
 
 from dlcore.engine_client import EngineDeadError
 from dlcore.llm import LLM

@@ -13,6 +13,7 @@ import click
 
 import dlcore
 from dlcore.commands.flags import (
+    SectionedCommand,
     config_file_option,
     engine_config,
     engine_flags,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_argument
 @click.option("--system", help="System prompt: who the model should be.")
 @sampling_flags(max_tokens=512)

@@ -41,6 +41,30 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
 }
 
 
+class Section(click.Option):
+    """An option that `--help` lists under its own heading."""
+
+    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """Lists plain options first, then each section's."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                name = parameter.section if isinstance(parameter, Section) else "Options"
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+
 def model_argument(function: F) -> F:
     return click.argument("model", required=False)(function)
 
@@ -50,7 +74,9 @@ def engine_flags(function: F) -> F:
     for name, (kind, text) in reversed(list(ENGINE_FLAGS.items())):
         flag = name.replace("_", "-")
         spelling = f"--{flag}" if kind is not bool else f"--{flag}/--no-{flag}"
-        function = click.option(spelling, name, type=kind, default=None, help=text)(function)
+        function = click.option(
+            spelling, name, type=kind, default=None, help=text, cls=Section, section="Engine"
+        )(function)
     return function
 
 

@@ -16,6 +16,7 @@ from rich.progress import Progress
 import dlcore
 from dlcore.chat_template import ChatTemplateError
 from dlcore.commands.flags import (
+    SectionedCommand,
     config_file_option,
     engine_config,
     engine_flags,
@@ -34,7 +35,7 @@ WINDOW = 1024  # lines in the engine at once; answers are written window by wind
 Encoded = tuple[PromptLine, list[int] | str]  # the tokens, or why there are none
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("prompts", type=click.File("r", encoding="utf-8"))
 @click.option("--model", help="Model folder or repository name. Default: the bundled model.")
 @click.option("-o", "--output", type=click.File("w", encoding="utf-8"), default="-",

@@ -7,13 +7,19 @@ from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
 import click
-from dlcore.serve.config import ServeConfig
-from dlcore.serve.http import run_server
 
 import dlcore
-from dlcore.commands.flags import config_file_option, engine_config, engine_flags, model_argument
+from dlcore.commands.flags import (
+    SectionedCommand,
+    config_file_option,
+    engine_config,
+    engine_flags,
+    model_argument,
+)
 from dlcore.config import Environment
 from dlcore.engine_client import EngineClient
+from dlcore.serve.config import ServeConfig
+from dlcore.serve.http import run_server
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +46,7 @@ def _flag(name: str, kind: Any, config_field: Any) -> Callable[[F], F]:
     )
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_argument
 @serve_flags
 @engine_flags
