@@ -7,7 +7,7 @@ from dlcore.config import EngineConfig
 from dlcore.core_request import RequestLimits
 from dlcore.engine_session import EngineSession, ServedModel
 from dlcore.model_folder import find_model_folder
-from dlcore.runner import LoadedEngine, build_engine
+from dlcore.runner import LoadedEngine, build_engine, choose_device
 from dlcore.tokenizer import Tokenizer
 
 
@@ -31,6 +31,8 @@ def _served_model(loaded: LoadedEngine) -> ServedModel:
             vocab_size=model.vocab_size,
             max_logprobs=config.max_logprobs,
         ),
+        device="null" if config.load_format == "null" else choose_device(config).type,
+        max_num_seqs=loaded.options.max_num_seqs,
         block_size=config.block_size,
         eos_token_ids=frozenset(model.eos_token_ids),
         tokenizer=Tokenizer.from_folder(folder),

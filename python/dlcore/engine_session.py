@@ -37,6 +37,8 @@ class ServedModel:
 
     name: str
     limits: RequestLimits
+    device: str  # "cpu", "cuda" or "null"
+    max_num_seqs: int
     block_size: int
     eos_token_ids: frozenset[int]
     tokenizer: Tokenizer | None

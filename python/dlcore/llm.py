@@ -64,6 +64,28 @@ class LLM:
         return self._session.model.tokenizer
 
     @property
+    def model_name(self) -> str:
+        return self._session.model.name
+
+    @property
+    def device(self) -> str:
+        """ "cpu", "cuda" or "null"."""
+        return self._session.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        return self._session.model.limits.vocab_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self._session.model.max_num_seqs
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return int(self.stats()["num_kv_blocks"]) * self._session.model.block_size
+
+    @property
     def max_model_len(self) -> int:
         return self._session.model.limits.max_model_len
 

@@ -68,9 +68,9 @@ def _read_object(number: int, line: str, defaults: SamplingParams) -> PromptLine
 
 def _params(number: int, row: dict[str, Any], defaults: SamplingParams) -> SamplingParams:
     changes = {key: row[key] for key in row.keys() & _SAMPLING_KEYS}
-    if isinstance(changes.get("logit_bias"), dict):
-        changes["logit_bias"] = {int(k): v for k, v in changes["logit_bias"].items()}
     try:
+        if isinstance(changes.get("logit_bias"), dict):
+            changes["logit_bias"] = {int(k): v for k, v in changes["logit_bias"].items()}
         return replace(defaults, **changes)
     except (ParameterError, TypeError, ValueError) as error:
         raise PromptFileError(f"line {number}: {error}") from None

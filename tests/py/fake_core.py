@@ -167,6 +167,8 @@ def make_session(
     model = ServedModel(
         name="fake",
         limits=RequestLimits(max_model_len=max_model_len, vocab_size=vocab_size),
+        device="null",
+        max_num_seqs=256,
         block_size=4,
         eos_token_ids=frozenset(tokenizer.eos_token_ids if tokenizer else ()),
         tokenizer=tokenizer,

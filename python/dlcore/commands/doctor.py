@@ -26,6 +26,11 @@ def doctor(as_json: bool, port: int) -> int:
     """Say what this machine can run, and what is missing for the rest.
 
     Exit code 0 if dlcore can serve here (on a GPU or a CPU), 1 if it cannot.
+
+    \b
+    Examples:
+      dlcore doctor
+      dlcore doctor --json --port 9000
     """
     findings = examine(port)
     works = can_serve(findings)

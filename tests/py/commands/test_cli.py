@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dlcore import cli, diagnosis
+from dlcore.commands import flags as shared_flags
+from dlcore.config import ConfigError
+from dlcore.engine_client import EngineDeadError
+from dlcore.sampling_params import ParameterError
+
+TIMEOUT_S = 60
+
+
+def dlcore(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dlcore", *args]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(cli.cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"dlcore {name}" in result.output
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    code = "import sys; from dlcore.cli import run; run(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    )
+    assert done.stdout.endswith("False\n")
+    for name in cli.COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+def test_an_unknown_command_is_wrong_input() -> None:
+    done = dlcore("sevre")
+    assert done.returncode == cli.EXIT_BAD_INPUT
+    assert "No such command" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("model", "no such folder"), 2, "Error: MODEL: no such folder"),
+        (ConfigError("max_model_len", "too big"), 2, "Error: --max-model-len: too big"),
+        (ParameterError("top_p", "must be in (0, 1]"), 2, "Error: top_p: must be in (0, 1]"),
+        (EngineDeadError("stalled"), 1, "Error: stalled"),
+        (MemoryError(), 1, "Error: not enough memory"),
+        (RuntimeError("can't allocate memory: 9 GB"), 1, "Error: not enough memory"),
+        (OSError(28, "No space left"), 1, "No space left"),
+        (KeyError("x"), 1, "--verbose"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_every_failure_is_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    assert cli.run(["serve"]) == code
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert shown.count("\n") <= 1
+    assert "Traceback" not in shown
+    if isinstance(error, Exception):
+        assert cli.run(["--verbose", "serve"]) == code
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture
+def echo_flags() -> click.Command:
+    """A command that prints its flags."""
+
+    @click.command()
+    @shared_flags.model_argument
+    @shared_flags.engine_flags
+    @shared_flags.config_file_option
+    def echo(model: str | None, **flags: object) -> None:
+        given = {k: v for k, v in flags.items() if v is not None}
+        click.echo(json.dumps({"model": model, **given}))
+
+    return echo
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], str]:
+    def write_file(text: str) -> str:
+        path = tmp_path / "flags.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write_file
+
+
+def test_flags_may_come_from_a_file_and_typed_ones_win(
+    echo_flags: click.Command, write: Callable[[str], str]
+) -> None:
+    file = write("model: /models/a\nmax-model-len: 128\nblock_size: 8\ndtype: float32\n")
+    result = CliRunner().invoke(echo_flags, ["--config", file, "--block-size", "32"])
+    assert json.loads(result.output) == {
+        "model": "/models/a",
+        "max_model_len": 128,
+        "block_size": 32,
+        "dtype": "float32",
+    }
+
+
+@pytest.mark.parametrize("text", ["max-model-length: 3\n", "- a\n", "a: [\n", "dtype: int9\n"])
+def test_a_wrong_file_of_flags_is_wrong_input(
+    text: str, echo_flags: click.Command, write: Callable[[str], str]
+) -> None:
+    result = CliRunner().invoke(echo_flags, ["--config", write(text)])
+    assert result.exit_code == cli.EXIT_BAD_INPUT
+    assert "Error" in result.output
+
+
+def test_doctor_says_what_runs_and_its_exit_code_agrees() -> None:
+    result = CliRunner().invoke(cli.cli, ["doctor", "--json"], standalone_mode=False)
+    report = json.loads(result.output)
+    names = {f["name"] for f in report["findings"]}
+    assert {"Python", "C++ core", "torch", "CPU", "CUDA driver", "GPU", "nvcc", "RDMA"} <= names
+    assert (result.return_value == 0) == report["ok"]
+    for finding in report["findings"]:
+        assert finding["detail"]
+        assert finding["status"] in {"ok", "missing", "broken"}
+
+
+def test_doctor_is_not_well_when_the_core_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dlcore._core", None)
+    findings = diagnosis.examine(0)
+    core = next(f for f in findings if f.name == "C++ core")
+    assert core.status is diagnosis.Status.BROKEN
+    assert "pip install" in core.fix
+    assert not diagnosis.can_serve(findings)
+
+
+def test_doctor_sees_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        finding = diagnosis.check_port(taken.getsockname()[1])
+    assert finding.status is diagnosis.Status.MISSING
+    assert "in use" in finding.detail
