@@ -56,7 +56,7 @@ def _int_list(
 @click.option("--output-len", type=click.IntRange(2), help="Answer tokens.")
 @click.option("--repeats", type=click.IntRange(1), help="Offline: runs per figure (the median).")
 @click.option("--url", help="Measure this running server instead, e.g. http://127.0.0.1:8000.")
-@click.option("--concurrency", type=IntList(), default="1,16,64", show_default=True,
+@click.option("--concurrency", callback=_int_list, default="1,16,64", show_default=True,
               help="With --url: numbers of clients, one run each.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(1), help="With --url: requests a run.")
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True,
