@@ -8,4 +8,7 @@ if(NOT result EQUAL 0)
   message(FATAL_ERROR "${Python_EXECUTABLE} has no nanobind: pip install "
     "'nanobind>=${DLCORE_NANOBIND_MINIMUM}', or configure with -DDLCORE_PYTHON=OFF")
 endif()
-find_package(nanobind ${DLCORE_NANOBIND_MINIMUM} CONFIG REQUIRED)
+find_package(nanobind CONFIG REQUIRED)
+if(nanobind_VERSION VERSION_LESS DLCORE_NANOBIND_MINIMUM)
+  message(FATAL_ERROR "nanobind ${nanobind_VERSION} is older than ${DLCORE_NANOBIND_MINIMUM}")
+endif()

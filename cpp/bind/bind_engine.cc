@@ -1,0 +1,129 @@
+#include <optional>
+#include <utility>
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include "bind/bind.h"
+#include "bind/output_arrays.h"
+#include "bind/py_engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace dlcore {
+namespace {
+
+// A model that holds its engine and whose step the engine calls is a cycle the
+// garbage collector must see.
+int Traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  if (!nb::inst_ready(self)) return 0;
+  Py_VISIT(nb::inst_ptr<PyEngine>(self)->slot().step.ptr());
+  return 0;
+}
+
+int Clear(PyObject* self) {
+  nb::inst_ptr<PyEngine>(self)->slot().step.reset();
+  return 0;
+}
+
+PyType_Slot kEngineSlots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Traverse)},
+                              {Py_tp_clear, reinterpret_cast<void*>(&Clear)},
+                              {0, nullptr}};
+
+using StatsDict = nb::typed<nb::dict, nb::str, nb::float_>;
+
+StatsDict Stats(const PyEngine& self) {
+  const EngineStats s = self.engine().Stats();
+  nb::dict d;
+  const auto add = [&d](const char* name, auto value) { d[name] = static_cast<double>(value); };
+  add("num_running", s.num_running);
+  add("num_waiting", s.num_waiting);
+  add("num_free_blocks", s.num_free_blocks);
+  add("num_cached_blocks", s.num_cached_blocks);
+  add("num_referenced_blocks", s.num_referenced_blocks);
+  add("num_kv_blocks", s.num_kv_blocks);
+  add("num_preemptions", s.num_preemptions);
+  add("num_prompt_tokens", s.num_prompt_tokens);
+  add("num_generated_tokens", s.num_generated_tokens);
+  add("num_prefix_queries", s.num_prefix_queries);
+  add("num_prefix_hits", s.num_prefix_hits);
+  add("num_finished", s.num_finished);
+  add("num_steps", s.num_steps);
+  add("step_cpu_seconds", s.step_cpu_seconds);
+  add("device_wait_seconds", s.device_wait_seconds);
+  add("healthy", s.healthy ? 1 : 0);
+  return StatsDict(d);
+}
+
+std::unique_ptr<OutputArrays> Poll(PyEngine& self, double timeout_s) {
+  OutputBatch batch;
+  if (!self.Poll(timeout_s, &batch)) return nullptr;
+  return std::make_unique<OutputArrays>(std::move(batch));
+}
+
+constexpr const char* kEngineDoc =
+    "The loop: one native thread that schedules, launches and hands out tokens.\n"
+    "device: 'cpu' (set_eager), 'cuda' (add_graphs, or set_eager for a model under\n"
+    "development) or 'null' (no model: for benchmarks; each step takes null_step_us\n"
+    "microseconds). Arenas are addresses of device memory of StepLayout.max_input_bytes and\n"
+    "max_output_bytes that outlives the engine; on 'cpu' and 'null' both may be 0 and the\n"
+    "engine allocates them. Raises ValueError naming the field, EngineUnavailable where the\n"
+    "device is missing.";
+
+constexpr const char* kSubmitDoc =
+    "Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints. Raises\n"
+    "ValueError naming the field, QueueFull (max_waiting_requests), EngineUnavailable.";
+
+}  // namespace
+
+void BindEngine(nb::module_& m) {
+  nb::class_<PyEngine>(m, "Engine", kEngineDoc, nb::type_slots(kEngineSlots))
+      .def(nb::init<const EngineOptions&, const std::string&, int32_t, uint64_t, uint64_t,
+                    int64_t>(),
+           "options"_a, nb::kw_only(), "device"_a, "device_index"_a = 0, "input_arena"_a = 0,
+           "output_arena"_a = 0, "null_step_us"_a = 0)
+      .def("add_graphs", &PyEngine::AddGraphs, "key"_a, "graph_execs"_a,
+           "Registers raw CUgraphExec handles, launched in order, for steps up to `key`.")
+      .def("set_eager", &PyEngine::SetEager, "step"_a,
+           nb::sig("def set_eager(self, step: collections.abc.Callable[[StepKey], None]) -> None"),
+           "Runs every step by calling `step` on the engine thread with exact counts. An\n"
+           "exception fails all requests with its text.")
+      .def("start", &PyEngine::Start, nb::call_guard<nb::gil_scoped_release>())
+      .def("stop", &PyEngine::Stop,
+           "Aborts what is left, joins the thread and drops the callable. Idempotent.")
+      .def("submit", &PyEngine::Submit, "request_id"_a, "prompt_token_ids"_a, "params"_a,
+           nb::kw_only(), "priority"_a = 0, "cache_salt"_a = nb::bytes("", 0),
+           "constraint"_a = nb::none(),
+           nb::sig("def submit(self, request_id: int, prompt_token_ids: "
+                   "collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | "
+                   "numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, "
+                   "priority: int = 0, cache_salt: bytes = b'', "
+                   "constraint: TokenConstraint | None = None) -> None"),
+           kSubmitDoc)
+      .def("submit_many", &PyEngine::SubmitMany, "requests"_a,
+           nb::sig("def submit_many(self, requests: "
+                   "collections.abc.Sequence[tuple[typing.Any, ...]]) -> None"),
+           "Submits each (request_id, prompt_token_ids, params[, priority, cache_salt,\n"
+           "constraint]) in order; stops at the first that raises.")
+      .def("abort", &PyEngine::Abort, "request_ids"_a,
+           "Ends requests; each live one gets a last row with finish reason 3.")
+      .def("poll", &Poll, "timeout_s"_a,
+           nb::sig("def poll(self, timeout_s: float) -> OutputBatch | None"),
+           "Takes all outputs there are, waiting up to timeout_s for the first; None on timeout\n"
+           "and, at once, when the engine has ended. Releases the GIL while waiting.")
+      .def(
+          "output_fd", [](const PyEngine& self) { return self.engine().output_fd(); },
+          "A descriptor that is readable while outputs wait; for event loops.")
+      .def("stats", &Stats, "The counters of cpp/include/dlcore/engine.h's EngineStats.")
+      .def(
+          "debug_string", [](const PyEngine& self) { return self.engine().DebugString(); },
+          nb::call_guard<nb::gil_scoped_release>(), "State for people, bounded in time.")
+      .def_prop_ro("input_arena", [](const PyEngine& self) { return self.arenas().input; })
+      .def_prop_ro("output_arena", [](const PyEngine& self) { return self.arenas().output; });
+}
+
+}  // namespace dlcore

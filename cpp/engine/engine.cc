@@ -1,0 +1,149 @@
+#include "dlcore/engine.h"
+
+#include <chrono>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/log.h"
+#include "device/device.h"
+#include "engine/engine_loop.h"
+#include "engine/watchdog.h"
+#include "graph/executable.h"
+#include "sched/validate.h"
+
+namespace dlcore {
+namespace {
+
+// Longer than the loop waits for the device when it stops.
+constexpr auto kJoinLimit = std::chrono::seconds(5);
+
+// Keeps for the life of the process what a thread or a device that does not
+// answer may still write to. Freeing it would corrupt memory or hang.
+void Abandon(std::shared_ptr<EngineLoop> loop) {
+  static std::mutex mutex;
+  static auto* const abandoned = new std::vector<std::shared_ptr<EngineLoop>>;
+  const std::lock_guard lock(mutex);
+  abandoned->push_back(std::move(loop));
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  enum class State : uint8_t { kNew, kStarted, kStopped };
+
+  Impl(const EngineOptions& engine_options, std::unique_ptr<StepPipeline> pipeline)
+      : options(engine_options),
+        loop(std::make_shared<EngineLoop>(engine_options, std::move(pipeline))) {}
+
+  // REQUIRES: mutex is held
+  Status CheckNew(const char* call) const {
+    if (state == State::kNew) return {};
+    return Status::Unavailable(std::string(call) + " must come before start()");
+  }
+  void Join();
+
+  const EngineOptions options;
+  std::shared_ptr<EngineLoop> loop;
+  std::mutex mutex;  // guards what is below
+  State state = State::kNew;
+  std::unique_ptr<Watchdog> watchdog;
+  std::thread thread;
+  std::future<void> left;  // ready when the thread is about to end
+};
+
+// The thread owns a share of the loop, so one that never ends harms nobody.
+void Engine::Impl::Join() {
+  if (!thread.joinable()) return;
+  if (left.wait_for(kJoinLimit) == std::future_status::ready) {
+    thread.join();
+  } else {
+    Log(LogLevel::kError, "the engine thread does not answer; leaving it behind");
+    thread.detach();
+  }
+  if (!loop->drained()) Abandon(loop);
+}
+
+Engine::Engine() = default;
+Engine::~Engine() { Stop(); }
+
+Status Engine::Create(const EngineOptions& options, std::unique_ptr<Device> device, Arenas arenas,
+                      std::unique_ptr<Engine>* out) {
+  if (Status status = options.Validate(); !status.ok()) return status;
+  if (arenas.input == 0 || arenas.output == 0) {
+    return Status::InvalidArgument("input_arena and output_arena must be device addresses");
+  }
+  std::unique_ptr<StepPipeline> pipeline;
+  if (Status status = StepPipeline::Create(options.limits, std::move(device), arenas, &pipeline);
+      !status.ok()) {
+    return status;
+  }
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->impl_ = std::make_unique<Impl>(options, std::move(pipeline));
+  if (Status status = engine->impl_->loop->CheckUsable(); !status.ok()) return status;
+  *out = std::move(engine);
+  return {};
+}
+
+Status Engine::AddExecutable(const StepKey& key, std::unique_ptr<Executable> executable) {
+  const std::lock_guard lock(impl_->mutex);
+  if (Status status = impl_->CheckNew("add_graphs"); !status.ok()) return status;
+  return impl_->loop->graphs().Add(key, std::move(executable));
+}
+
+Status Engine::SetExactExecutable(std::unique_ptr<Executable> executable) {
+  const std::lock_guard lock(impl_->mutex);
+  if (Status status = impl_->CheckNew("set_eager"); !status.ok()) return status;
+  return impl_->loop->graphs().SetExact(std::move(executable));
+}
+
+Status Engine::Start() {
+  const std::lock_guard lock(impl_->mutex);
+  if (Status status = impl_->CheckNew("start"); !status.ok()) return status;
+  // Whatever the scheduler plans must have something that runs it.
+  const StepLimits& limits = impl_->options.limits;
+  const StepKey largest{StepKind::kMixed, SamplerVariant::kFull, limits.max_num_batched_tokens,
+                        limits.max_num_seqs, 0};
+  GraphTable::Selection ignored;
+  if (Status status = impl_->loop->graphs().Find(largest, &ignored); !status.ok()) {
+    return Status::InvalidArgument("start: " + status.message());
+  }
+  std::promise<void> leaving;
+  impl_->left = leaving.get_future();
+  impl_->thread = std::thread([loop = impl_->loop, done = std::move(leaving)]() mutable {
+    loop->Run();
+    loop.reset();
+    done.set_value();
+  });
+  impl_->watchdog = std::make_unique<Watchdog>(impl_->loop, impl_->options.watchdog_timeout_s);
+  impl_->state = Impl::State::kStarted;
+  return {};
+}
+
+void Engine::Stop() {
+  if (impl_ == nullptr) return;
+  const std::lock_guard lock(impl_->mutex);
+  impl_->state = Impl::State::kStopped;
+  impl_->loop->RequestStop();
+  impl_->Join();
+  impl_->watchdog.reset();
+  impl_->loop->outputs().Close(FinishReason::kAbort, "the engine is stopped");
+}
+
+Status Engine::Submit(Request request) {
+  if (Status status = ValidateRequest(request, impl_->options); !status.ok()) return status;
+  return impl_->loop->Submit(std::move(request));
+}
+
+void Engine::Abort(RequestId id) { impl_->loop->Abort(id); }
+bool Engine::Poll(double timeout_s, OutputBatch* out) {
+  return impl_->loop->outputs().Poll(timeout_s, out);
+}
+int Engine::output_fd() const { return impl_->loop->outputs().fd(); }
+void Engine::Wake() { impl_->loop->Wake(); }
+EngineStats Engine::Stats() const { return impl_->loop->Stats(); }
+std::string Engine::DebugString() const { return impl_->loop->DebugString(); }
+
+}  // namespace dlcore

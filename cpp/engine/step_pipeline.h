@@ -1,0 +1,68 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include "device/device.h"
+#include "dlcore/engine.h"
+#include "dlcore/status.h"
+#include "engine/output_view.h"
+#include "graph/graph_table.h"
+#include "sched/scheduler.h"
+#include "sched/step_plan.h"
+#include "step/step_builder.h"
+
+namespace dlcore {
+
+// The steps on the device: at most kDepth, oldest first. Each has its own
+// pinned mirror of the input arena and its own pinned output buffer, so the CPU
+// fills one while the device reads the other; the device has one arena of each,
+// ordered by the stream.
+// Thread safety: made by one thread, then engine thread only.
+class StepPipeline {
+ public:
+  static constexpr int kDepth = 2;
+
+  static Status Create(const StepLimits& limits, std::unique_ptr<Device> device,
+                       Engine::Arenas arenas, std::unique_ptr<StepPipeline>* out);
+
+  GraphTable& graphs() { return graphs_; }
+  [[nodiscard]] bool asynchronous() const { return device_->asynchronous(); }
+  [[nodiscard]] int in_flight() const { return in_flight_; }
+
+  Status BindThread() { return device_->BindThread(); }
+  // Fills a mirror and enqueues copy, executable, copy back and event.
+  // REQUIRES: in_flight() < kDepth; `plan` is not empty
+  Status Launch(const StepPlan& plan);
+
+  // The oldest step in flight. REQUIRES: in_flight() > 0
+  Status QueryOldest(bool* done) { return Oldest().done_event->Query(done); }
+  StepResult OldestResult();
+  void PopOldest() { --in_flight_, ++num_popped_; }
+
+ private:
+  struct Slot {
+    std::unique_ptr<PinnedBuffer> mirror;
+    std::unique_ptr<PinnedBuffer> output;
+    std::unique_ptr<Event> done_event;
+    OutputView view;
+    StepKey key;
+    int32_t num_rows = 0;
+  };
+
+  StepPipeline(const StepLimits& limits, std::unique_ptr<Device> device, Engine::Arenas arenas);
+  Status Allocate(const StepLimits& limits);
+  Slot& Oldest() { return slots_[num_popped_ % kDepth]; }
+
+  std::unique_ptr<Device> device_;
+  Engine::Arenas arenas_;
+  std::unique_ptr<Stream> stream_;
+  std::array<Slot, kDepth> slots_;
+  StepBuilder builder_;
+  GraphTable graphs_;
+  int in_flight_ = 0;
+  uint64_t num_popped_ = 0;
+};
+
+}  // namespace dlcore
