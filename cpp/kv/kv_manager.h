@@ -15,12 +15,12 @@ namespace dlcore {
 // What one sequence holds of the KV cache. Table entries [0, num_published) are
 // in the prefix cache; the rest are its own.
 struct SequenceCache {
-  RadixTree::Root* root = nullptr;  // null while prefix caching is off
   BlockTable table;
-  Hash128 root_hash;
-  std::vector<Hash128> hashes;  // of full blocks, chained, computed once
   int32_t num_published = 0;
-  bool publishes = true;  // false once a block could not enter the prefix cache
+  bool publishes = true;            // false once a block could not enter the prefix cache
+  RadixTree::Root* root = nullptr;  // null while prefix caching is off
+  std::vector<Hash128> hashes;      // of full blocks, chained, computed once
+  Hash128 root_hash;
 };
 
 // Gives sequences the blocks their tokens need, from the prefix cache where it

@@ -31,13 +31,14 @@ SamplerVariant LeastVariant(const Request& request) {
 }  // namespace
 
 Sequence::Sequence(Request request, uint64_t arrival, const EngineOptions& options)
-    : request_(std::move(request)),
-      arrival_(arrival),
+    : has_penalties_(HasPenalties(request.sampling)),
+      waits_for_commit_(request.constraint != nullptr || HasLongBadWord(request.sampling)),
+      variant_(LeastVariant(request)),
+      prompt_len_(static_cast<int32_t>(request.prompt.size())),
       max_total_(static_cast<int32_t>(std::min<int64_t>(
-          int64_t{prompt_len()} + request_.sampling.max_tokens, options.limits.max_model_len))),
-      variant_(LeastVariant(request_)),
-      has_penalties_(HasPenalties(request_.sampling)),
-      waits_for_commit_(request_.constraint != nullptr || HasLongBadWord(request_.sampling)) {
+          int64_t{prompt_len_} + request.sampling.max_tokens, options.limits.max_model_len))),
+      request_(std::move(request)),
+      arrival_(arrival) {
   const SamplingParams& p = request_.sampling;
   if (!p.ignore_eos) stop_ids_ = options.eos_token_ids;
   stop_ids_.insert(stop_ids_.end(), p.stop_token_ids.begin(), p.stop_token_ids.end());

@@ -35,7 +35,7 @@ class Sequence {
   // EOS ids (unless ignored) and the request's stop ids.
   [[nodiscard]] const std::vector<TokenId>& stop_ids() const { return stop_ids_; }
 
-  [[nodiscard]] int32_t prompt_len() const { return static_cast<int32_t>(request_.prompt.size()); }
+  [[nodiscard]] int32_t prompt_len() const { return prompt_len_; }
   [[nodiscard]] int32_t num_output() const { return static_cast<int32_t>(output_.size()); }
   [[nodiscard]] int32_t num_known() const { return prompt_len() + num_output(); }
   [[nodiscard]] TokenView tokens() const { return {request_.prompt, output_}; }
@@ -85,26 +85,29 @@ class Sequence {
 
   // Owned by the scheduler.
   SequenceState state = SequenceState::kWaiting;
-  SlotId slot = kNoSlot;
-  SequenceCache cache;
-  int32_t num_cached_tokens = -1;  // set at the first admission
   bool was_preempted = false;
+  SlotId slot = kNoSlot;
+  int32_t num_cached_tokens = -1;  // set at the first admission
+  SequenceCache cache;
 
  private:
-  Request request_;
-  std::vector<TokenId> output_;
-  std::vector<TokenId> stop_ids_;
-  uint64_t arrival_;
+  // What every step reads lies together, above and here: with a thousand
+  // sequences a step costs what its cache lines cost.
+  bool has_penalties_;
+  bool history_sent_ = false;
+  bool waits_for_commit_;
+  SamplerVariant variant_;
+  int32_t prompt_len_;
   int32_t max_total_;
   int32_t num_pending_ = 0;
   int32_t num_planned_ = 0;
   int32_t num_in_flight_ = 0;
   int32_t next_prompt_row_ = 0;
   int32_t prompt_rows_end_ = 0;
-  SamplerVariant variant_;
-  bool has_penalties_;
-  bool history_sent_ = false;
-  bool waits_for_commit_;
+  std::vector<TokenId> output_;
+  std::vector<TokenId> stop_ids_;
+  Request request_;
+  uint64_t arrival_;
 };
 
 }  // namespace dlcore

@@ -82,7 +82,7 @@ void StepBuilder::FillRows(const PlannedSequence& planned, int32_t first_token, 
     row_slots[row] = kNoSlot.value;
     target_tokens[row] = sequence.token(p + 1);
   }
-  PadRows(first_row, row, variant);
+  if (row > first_row) PadRows(first_row, row, variant);
   if (!planned.samples) return;
   logits_indices[row] = first_token + planned.num_tokens - 1;
   row_slots[row] = sequence.slot.value;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dlcore/request.h"
+#include "dlcore/token_list.h"
 #include "dlcore/types.h"
 
 namespace dlcore {
@@ -20,7 +21,7 @@ struct TokenLogprobs {
 // What one sequence got in one step (or since the front end last looked).
 struct SequenceOutput {
   RequestId id;
-  std::vector<TokenId> tokens;
+  TokenList tokens;
   std::vector<TokenLogprobs> logprobs;         // one per token, where asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // prompt positions finished since the last output
   FinishReason finish_reason = FinishReason::kNone;
