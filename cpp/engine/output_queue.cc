@@ -67,7 +67,7 @@ void OutputQueue::Merge(SequenceOutput row) {
   const size_t found = index_.Find(row.id);
   if (found == RowIndex::kNone) return Append(std::move(row));
   SequenceOutput& into = pending_.outputs[found];
-  MoveAppend(&into.tokens, &row.tokens);
+  into.tokens.append(row.tokens);
   MoveAppend(&into.logprobs, &row.logprobs);
   MoveAppend(&into.prompt_logprobs, &row.prompt_logprobs);
   into.finish_reason = row.finish_reason;
