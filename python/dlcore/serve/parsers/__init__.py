@@ -1,0 +1,1 @@
+"""What a model's text means: reasoning, content and tool calls, one format per file."""
