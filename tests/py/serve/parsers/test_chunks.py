@@ -10,6 +10,9 @@ import json
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dlcore.serve.parsers.base import Parser, ToolContext, parse
 from dlcore.serve.parsers.events import (
     ContentDelta,
@@ -21,8 +24,6 @@ from dlcore.serve.parsers.events import (
     ToolCallStart,
 )
 from dlcore.serve.parsers.registry import TOOL_PARSERS, AnswerFormat
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TOOLS = {
     "f": {"properties": {"s": {"type": "string"}, "n": {"type": "integer"}, "x": {}}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from dlcore.serve.parsers.base import ToolContext, parse
 from dlcore.serve.parsers.events import ParsedMessage
 from dlcore.serve.parsers.registry import (
