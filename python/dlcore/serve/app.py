@@ -19,12 +19,14 @@ from dlcore.serve.drain import DrainMiddleware
 from dlcore.serve.errors import ApiError, ErrorBoundary
 from dlcore.serve.limits import LimitMiddleware, Limits
 from dlcore.serve.models import ModelsEndpoint
+from dlcore.serve.playground import PlaygroundEndpoint
 from dlcore.serve.system import SystemEndpoint
 
 
 def routes(ctx: ServerContext) -> list[Route]:
     chat, completions = ChatEndpoint(ctx), CompletionEndpoint(ctx)
     models, system = ModelsEndpoint(ctx), SystemEndpoint(ctx)
+    playground = PlaygroundEndpoint()
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
@@ -34,6 +36,8 @@ def routes(ctx: ServerContext) -> list[Route]:
         Route("/ready", system.ready, methods=["GET"]),
         Route("/metrics", system.metrics, methods=["GET"]),
         Route("/version", system.version, methods=["GET"]),
+        Route("/", playground.index, methods=["GET"]),
+        Route("/playground/{name}", playground.file, methods=["GET"]),
     ]
 
 

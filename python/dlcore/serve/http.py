@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
@@ -18,6 +19,7 @@ from dlcore.serve.auth import load_api_keys
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import make_context
 from dlcore.serve.logs import configure_logging
+from dlcore.serve.rpc.server import RpcConfig, RpcServer
 from dlcore.serve.server import make_server
 
 try:
@@ -76,6 +78,7 @@ async def serve(config: ServeConfig, make_engine: MakeEngine, listener: socket.s
     try:
         ctx = make_context(engine, config)
         server = make_server(config, build_app(ctx), ctx.drain)
+        rpc = await _start_rpc(engine, config)
 
         def announce() -> None:
             now = time.monotonic()
@@ -89,9 +92,33 @@ async def serve(config: ServeConfig, make_engine: MakeEngine, listener: socket.s
 
         server.on_ready = announce
         await server.serve(sockets=[listener])
+        if rpc is not None:
+            await rpc.stop(0 if server.force_exit else config.drain_timeout or None)
         return server.exit_code
+    except OSError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return 1
     finally:
         await engine.close()
+
+
+async def _start_rpc(engine: EngineClient, config: ServeConfig) -> RpcServer | None:
+    """The gRPC server where one is asked for. Raises OSError when it cannot listen."""
+    if config.grpc_port is None:
+        return None
+    tls = [Path(f).read_bytes() if f else None for f in (config.ssl_certfile, config.ssl_keyfile)]
+    rpc = await RpcServer.start(
+        engine,
+        RpcConfig(
+            host=config.host,
+            port=config.grpc_port,
+            api_keys=config.api_key,
+            tls_certificate=tls[0],
+            tls_key=tls[1],
+        ),
+    )
+    logger.info("gRPC is ready at %s:%d", config.host, rpc.port)
+    return rpc
 
 
 def _url(config: ServeConfig, listener: socket.socket) -> str:

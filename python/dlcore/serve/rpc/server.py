@@ -18,6 +18,7 @@ from dlcore.v1.engine_pb2_grpc import add_EngineServicer_to_server
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Engine"].full_name
 HEALTH_CHECK = "/grpc.health.v1.Health/"
+FOREVER_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +109,10 @@ class RpcServer:
         await server.start()
         return cls(server, service, port)
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones finish for up to `grace_s` seconds."""
+    async def stop(self, grace_s: float | None) -> None:
+        """Refuses new calls, lets running ones finish for up to `grace_s` seconds (None = all)."""
         self._service.drain()
-        await self._server.stop(grace_s)
+        await self._server.stop(grace_s if grace_s is not None else float(FOREVER_S))
 
 
 async def _add_health(server: grpc.aio.Server) -> None:
