@@ -13,28 +13,21 @@ from dlcore.completion_state import CoreLogprobs
 Int32Array = npt.NDArray[np.int32]
 
 
+# request id, new tokens, finish reason, stop token (-1 = none), cached prompt tokens
+CoreRow = tuple[int, list[int], int, int, int]
+
+
 class CoreOutputBatch(Protocol):
     """One row per sequence that got something; see `_core.OutputBatch`."""
 
-    @property
-    def request_ids(self) -> npt.NDArray[np.uint64]: ...
-    @property
-    def token_offsets(self) -> Int32Array: ...
-    @property
-    def token_ids(self) -> Int32Array: ...
-    @property
-    def finish_reasons(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def stop_tokens(self) -> Int32Array: ...
-    @property
-    def cached_tokens(self) -> Int32Array: ...
+    def rows(self) -> Sequence[CoreRow]: ...
     def logprobs(self, i: int) -> Sequence[CoreLogprobs]: ...
     def prompt_logprobs(self, i: int) -> Sequence[CoreLogprobs]: ...
     def error(self, i: int) -> str: ...
 
 
 class CoreEngine(Protocol):
-    """Thread-safe; `submit` raises ValueError naming the field at fault."""
+    """Thread-safe; `submit` raises ValueError naming the field, QueueFull, EngineUnavailable."""
 
     def submit(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcore import _core
 from dlcore.completion_state import FINISH_ERROR, CompletionState
 from dlcore.core_engine import CoreEngine, CoreOutputBatch
 from dlcore.core_request import (
@@ -24,7 +25,7 @@ from dlcore.core_request import (
     max_tokens_of,
 )
 from dlcore.detokenizer import DetokenizerFactory
-from dlcore.engine_client import EngineDeadError
+from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput
 from dlcore.request_state import OutputSink, RequestState
 from dlcore.sampling_params import ParameterError, SamplingParams
@@ -122,17 +123,13 @@ class EngineSession:
 
         Raises EngineDeadError when the core failed as a whole: then call fail_all.
         """
-        offsets, tokens = batch.token_offsets.tolist(), batch.token_ids.tolist()
-        finishes, stops = batch.finish_reasons.tolist(), batch.stop_tokens.tolist()
-        cached = batch.cached_tokens.tolist()
-        for row, core_id in enumerate(batch.request_ids.tolist()):
+        for row, (core_id, ids, finish, stop_token, cached) in enumerate(batch.rows()):
             route = self._routes.get(core_id)
             if route is None:
                 continue  # aborted while the core was producing
             completion, request = route
             if completion.index == 0:
-                request.num_cached_tokens = cached[row]
-            ids, finish = tokens[offsets[row] : offsets[row + 1]], finishes[row]
+                request.num_cached_tokens = cached
             if finish == FINISH_ERROR and not self.is_alive():
                 raise EngineDeadError(batch.error(row))
             self._read_prompt_logprobs(batch, row, request)
@@ -140,7 +137,7 @@ class EngineSession:
                 continue
             wanted = request.params.logprobs is not None
             logprobs = batch.logprobs(row) if wanted else ()
-            delta = completion.advance(ids, finish, stops[row], logprobs)
+            delta = completion.advance(ids, finish, stop_token, logprobs)
             self._close_if_finished(core_id, request, delta, core_finished=finish != 0)
             request.deliver(delta, batch.error(row) if finish == FINISH_ERROR else None)
             if len(request.core_ids) < len(request.completions):
@@ -207,13 +204,20 @@ class EngineSession:
         )
         if index > 0:
             fields["prompt_logprobs"] = -1  # the first one's serve all
-        self.core.submit(
-            core_id,
-            prompt,
-            self._make_params(**fields),
-            priority=state.priority,
-            cache_salt=state.cache_salt.encode("utf-8"),
-        )
+        try:
+            self.core.submit(
+                core_id,
+                prompt,
+                self._make_params(**fields),
+                priority=state.priority,
+                cache_salt=state.cache_salt.encode("utf-8"),
+            )
+        except ValueError as error:
+            raise _parameter_error(error) from None
+        except _core.QueueFull as error:
+            raise QueueFullError(str(error)) from None
+        except _core.EngineUnavailable as error:
+            raise EngineDeadError(str(error)) from None
 
     def _submit_siblings(self, request: RequestState) -> None:
         try:
@@ -241,3 +245,9 @@ class EngineSession:
         rows: Sequence[Any] = batch.prompt_logprobs(row)
         if rows:
             request.add_prompt_logprobs(rows, self.model.tokenizer)
+
+
+def _parameter_error(error: ValueError) -> ParameterError:
+    """The core's message begins with the field at fault."""
+    field_name, _, rest = str(error).partition(" ")
+    return ParameterError(field_name.rstrip(":"), rest or str(error))

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from dlcore.core_request import RequestLimits
 from dlcore.engine_session import EngineSession, ServedModel
 from dlcore.tokenizer import Tokenizer
@@ -53,22 +51,19 @@ class Row:
 
 class FakeBatch:
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.request_ids = np.array([r.core_id for r in rows], dtype=np.uint64)
-        self.token_offsets = np.cumsum([0, *(len(r.tokens) for r in rows)], dtype=np.int32)
-        self.token_ids = np.array([t for r in rows for t in r.tokens], dtype=np.int32)
-        self.finish_reasons = np.array([r.finish for r in rows], dtype=np.uint8)
-        self.stop_tokens = np.array([r.stop_token for r in rows], dtype=np.int32)
-        self.cached_tokens = np.array([r.cached for r in rows], dtype=np.int32)
+        self._rows = rows
+
+    def rows(self) -> list[tuple[int, list[int], int, int, int]]:
+        return [(r.core_id, r.tokens, r.finish, r.stop_token, r.cached) for r in self._rows]
 
     def logprobs(self, i: int) -> list[Any]:
-        return self.rows[i].logprobs
+        return self._rows[i].logprobs
 
     def prompt_logprobs(self, i: int) -> list[Any]:
-        return self.rows[i].prompt_logprobs
+        return self._rows[i].prompt_logprobs
 
     def error(self, i: int) -> str:
-        return self.rows[i].error
+        return self._rows[i].error
 
 
 def count_up(request: FakeRequest) -> int:
