@@ -109,14 +109,14 @@ void BindOutput(nb::module_& m) {
           "one call: what a front end that visits each row should use.")
       .def(
           "logprobs",
-          [](const A& self, int64_t row) { return ToTuples(RowAt(self, row).logprobs); }, "row"_a,
+          [](const A& self, int64_t row) { return ToTuples(RowAt(self, row).logprobs); }, "i"_a,
           "(logprob, rank, top_ids, top_logprobs) of each of the row's tokens.")
       .def(
           "prompt_logprobs",
           [](const A& self, int64_t row) { return ToTuples(RowAt(self, row).prompt_logprobs); },
-          "row"_a, "As `logprobs`, of the prompt positions finished since the last output.")
+          "i"_a, "As `logprobs`, of the prompt positions finished since the last output.")
       .def(
-          "error", [](const A& self, int64_t row) { return RowAt(self, row).error; }, "row"_a,
+          "error", [](const A& self, int64_t row) { return RowAt(self, row).error; }, "i"_a,
           "Why the row failed (finish reason 4), else ''.");
 }
 

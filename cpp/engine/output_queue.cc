@@ -109,6 +109,7 @@ bool OutputQueue::Poll(double timeout_s, OutputBatch* out) {
       const std::lock_guard lock(mutex_);
       if (!pending_.outputs.empty()) {
         std::swap(out->outputs, pending_.outputs);
+        indexed_ = false;
         if (!closed_) event_.Drain();  // else the next reader learns that it is over
         return true;
       }
