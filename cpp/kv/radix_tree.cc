@@ -95,7 +95,8 @@ BlockId RadixTree::Insert(Root* root, BlockId parent, const Hash128& hash,
     if (next < static_cast<int32_t>(node->blocks.size())) {
       const BlockId there = node->blocks[static_cast<size_t>(next)];
       if (Holds(there, tokens)) return there;
-      if (children_.contains(hash)) return kNoBlock;
+      // Both parts of a split need their hash for themselves.
+      if (children_.contains(hash) || children_.contains(this->hash(there))) return kNoBlock;
       SplitAfter(node, next);
       node = node->parent;
     }
