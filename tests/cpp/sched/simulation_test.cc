@@ -4,6 +4,7 @@
 
 #include <random>
 #include <sstream>
+#include <string>
 
 #include <gtest/gtest.h>
 
@@ -13,9 +14,10 @@ namespace dlcore::testing {
 namespace {
 
 constexpr int32_t kVocab = 83;
-// Steps of the random test, over all its seeds.
-constexpr int kSeeds = 60;
-constexpr int kStepsPerSeed = 400;
+// The size of the random test: shards run as tests of their own.
+constexpr int kShards = 4;
+constexpr int kScenesPerShard = 75;
+constexpr int kStepsPerScene = 500;
 
 // Ready only now and then, like a grammar compiled by another thread. Allows
 // tokens that differ from the last one by an odd number.
@@ -53,13 +55,15 @@ class Scene {
 
   void Run() {
     ASSERT_TRUE(options_.Validate().ok()) << options_.Validate().message();
-    for (int i = 0; i < kStepsPerSeed; ++i) {
+    for (int i = 0; i < kStepsPerScene; ++i) {
       Step();
       if (::testing::Test::HasFatalFailure()) return;
     }
     sim_.Drain(2, false);
     CheckAnswers();
   }
+
+  SchedulerStats Stats() { return sim_.scheduler().Stats(); }
 
  private:
   int32_t Pick(int32_t low, int32_t high) {
@@ -152,8 +156,8 @@ class Scene {
         << p.temperature << " repetition " << p.repetition_penalty << " presence "
         << p.presence_penalty << " min_tokens " << p.min_tokens << " bias " << p.logit_bias.size()
         << " allowed " << p.allowed_token_ids.size() << " bad_words " << p.bad_words.size()
-        << " logprobs " << p.logprobs << " prompt_logprobs " << p.prompt_logprobs
-        << " constraint " << (r.constraint != nullptr);
+        << " logprobs " << p.logprobs << " prompt_logprobs " << p.prompt_logprobs << " constraint "
+        << (r.constraint != nullptr);
     return out.str();
   }
 
@@ -191,11 +195,27 @@ class Scene {
 class RandomSimulation : public ::testing::TestWithParam<int> {};
 
 TEST_P(RandomSimulation, EveryRequestGetsThePlainAnswer) {
-  Scene scene(static_cast<uint32_t>(GetParam()));
-  scene.Run();
+  SchedulerStats total;
+  for (int i = 0; i < kScenesPerShard; ++i) {
+    const int seed = GetParam() * kScenesPerShard + i;
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Scene scene(static_cast<uint32_t>(seed));
+    scene.Run();
+    if (HasFatalFailure()) return;
+    const SchedulerStats stats = scene.Stats();
+    total.num_preemptions += stats.num_preemptions;
+    total.num_prefix_hits += stats.num_prefix_hits;
+    total.num_generated_tokens += stats.num_generated_tokens;
+    total.num_finished += stats.num_finished;
+  }
+  // A simulation that never gets into trouble proves nothing.
+  EXPECT_GT(total.num_preemptions, 500u);
+  EXPECT_GT(total.num_prefix_hits, 5000u);
+  EXPECT_GT(total.num_generated_tokens, 50000u);
+  EXPECT_GT(total.num_finished, 3000u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, RandomSimulation, ::testing::Range(0, kSeeds));
+INSTANTIATE_TEST_SUITE_P(Shards, RandomSimulation, ::testing::Range(0, kShards));
 
 }  // namespace
 }  // namespace dlcore::testing
