@@ -182,9 +182,9 @@ def test_an_abort_ends_a_request_once() -> None:
 
 def test_a_full_queue_is_an_error_of_its_own() -> None:
     with null_engine(null_step_us=50_000, max_num_seqs=1, max_waiting_requests=2) as engine:
+        requests = [(request_id, [1], greedy(100)) for request_id in range(10)]
         with pytest.raises(_core.QueueFull, match="max_waiting_requests"):
-            for request_id in range(10):
-                engine.submit(request_id, [1], greedy(100))
+            engine.submit_many(requests)
         assert issubclass(_core.QueueFull, RuntimeError)
 
 
