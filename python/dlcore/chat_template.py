@@ -78,6 +78,7 @@ class ChatTemplate:
 
     templates: dict[str, jinja2.Template]
     special_tokens: dict[str, str]
+    sources: Mapping[str, str]
 
     @staticmethod
     def from_folder(path: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -94,7 +95,7 @@ class ChatTemplate:
             compiled = {name: env.from_string(text) for name, text in sources.items()}
         except jinja2.TemplateSyntaxError as e:
             raise ChatTemplateError(f"chat template line {e.lineno}: {e.message}") from e
-        return ChatTemplate(compiled, special_tokens)
+        return ChatTemplate(compiled, special_tokens, sources)
 
     def render(
         self,

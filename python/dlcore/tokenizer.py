@@ -76,6 +76,10 @@ class Tokenizer:
         return self._eos_token_ids
 
     @property
+    def chat_template(self) -> ChatTemplate | None:
+        return self._chat_template
+
+    @property
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 

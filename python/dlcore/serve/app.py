@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dlcore.serve.access_log import AccessLog
+from dlcore.serve.anthropic import MessagesEndpoint
 from dlcore.serve.auth import ApiKeys, AuthMiddleware
 from dlcore.serve.chat import ChatEndpoint
 from dlcore.serve.completions import CompletionEndpoint
@@ -20,16 +21,27 @@ from dlcore.serve.errors import ApiError, ErrorBoundary
 from dlcore.serve.limits import LimitMiddleware, Limits
 from dlcore.serve.models import ModelsEndpoint
 from dlcore.serve.playground import PlaygroundEndpoint
+from dlcore.serve.responses import ResponsesEndpoint
 from dlcore.serve.system import SystemEndpoint
+from dlcore.serve.tokenize import TokenizeEndpoint
 
 
 def routes(ctx: ServerContext) -> list[Route]:
     chat, completions = ChatEndpoint(ctx), CompletionEndpoint(ctx)
-    models, system = ModelsEndpoint(ctx), SystemEndpoint(ctx)
     playground = PlaygroundEndpoint()
+    responses, messages = ResponsesEndpoint(ctx), MessagesEndpoint(ctx)
+    models, system, tokens = ModelsEndpoint(ctx), SystemEndpoint(ctx), TokenizeEndpoint(ctx)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{model:path}", models.get, methods=["GET"]),
         Route("/health", system.health, methods=["GET"]),

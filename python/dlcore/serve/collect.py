@@ -22,6 +22,12 @@ class Collected:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    def as_output(self) -> CompletionOutput:
+        """The sum of the outputs, as if they had come at once."""
+        return CompletionOutput(
+            self.index, self.text, self.token_ids, None, self.logprobs, self.finish_reason
+        )
+
     def add(self, out: CompletionOutput) -> None:
         self.pieces.append(out.text)
         self.token_ids += out.token_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from dlcore.engine_client import EngineClient
+from dlcore.serve.constraints import constraint_of
 from dlcore.serve.context import ServerContext
 from dlcore.serve.errors import bad_request
 from dlcore.serve.generation import Job
@@ -82,6 +83,7 @@ def _job(ctx: ServerContext, request: CompletionRequest, prompt: Prompt) -> Job:
         max_tokens=max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=_prompt_logprobs(request),
+        structured_outputs=constraint_of(request),
     )
     return Job(
         prompt=prompt,

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 
-import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dlcore.serve.body import decode, read_body
 from dlcore.serve.collect import Collector
 from dlcore.serve.completion_choice import ChoiceBuilder
 from dlcore.serve.completion_jobs import completion_jobs
 from dlcore.serve.completion_stream import CompletionStream
 from dlcore.serve.context import ServerContext
+from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.generation import Generation, Job, run_to_end
 from dlcore.serve.logprobs import TokenTexts, prompt_logprobs
 from dlcore.serve.record import new_id, record_of, safe_id
 from dlcore.serve.schemas.common import make_usage
 from dlcore.serve.schemas.completions import Completion, CompletionChoice, CompletionRequest
-from dlcore.serve.sse import EventStream
 
 
 class CompletionEndpoint:
@@ -28,10 +26,11 @@ class CompletionEndpoint:
         self._ctx = ctx
 
     async def create(self, request: Request) -> Response:
+        body = await json_body(self._ctx, request, CompletionRequest)
+        return await self.answer(request, body)
+
+    async def answer(self, request: Request, body: CompletionRequest) -> Response:
         ctx, record = self._ctx, record_of(request)
-        raw = await read_body(request, ctx.config.max_body_bytes, ctx.config.body_timeout)
-        body = decode(raw, CompletionRequest)
-        ctx.unknown_fields.note(raw, CompletionRequest)
         record.model = ctx.resolve_model(body.model)
         record.stream = bool(body.stream)
         jobs = await completion_jobs(ctx, body)
@@ -47,18 +46,13 @@ class CompletionEndpoint:
                 created=int(time.time()),
                 model=record.model,
             )
-            return EventStream(
-                generation,
-                encoder,
-                timeout_s=ctx.config.request_timeout,
-                max_bytes=ctx.config.max_stream_bytes,
-            )
+            return stream_response(ctx, generation, encoder)
         collectors = [Collector(job.params.n) for job in jobs]
         await run_to_end(
             generation, request, ctx.config.request_timeout, lambda i, out: collectors[i].add(out)
         )
         answer = completion(body, jobs, collectors, texts, response_id, record.model)
-        return Response(msgspec.json.encode(answer), media_type="application/json")
+        return json_response(answer)
 
 
 def completion(

@@ -55,8 +55,12 @@ class ServeConfig:
     max_stored_responses: int = _opt(1000, "Responses kept in memory for /v1/responses.")
     max_concurrent_batch_requests: int = _opt(32, "Requests of /v1/batches running at once.")
 
-    tool_call_parser: str | None = _opt(None, "How this model writes tool calls (hermes, ...).")
-    reasoning_parser: str | None = _opt(None, "How this model marks its reasoning (qwen3, ...).")
+    tool_call_parser: str | None = _opt(
+        None, "How the model writes tool calls (hermes, ...); default: as its chat template does."
+    )
+    reasoning_parser: str | None = _opt(
+        None, "How the model marks its reasoning (qwen3, ...); default: as its template does."
+    )
     chat_template: str | None = _opt(None, "File with a chat template that replaces the model's.")
     trust_request_chat_template: bool = _opt(
         False, "Let clients send their own chat_template (it is sandboxed)."

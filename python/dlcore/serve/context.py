@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from dlcore.chat_template import ChatTemplate
 from dlcore.engine_client import EngineClient
 from dlcore.serve.body import UnknownFields
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.drain import Drain
 from dlcore.serve.errors import not_found
 from dlcore.serve.metrics import Metrics
+from dlcore.serve.parsers.registry import (
+    REASONING_PARSERS,
+    TOOL_PARSERS,
+    AnswerFormat,
+    choose_reasoning_parser,
+    choose_tool_parser,
+)
+from dlcore.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -18,6 +29,8 @@ class ServerContext:
     engine: EngineClient
     config: ServeConfig
     metrics: Metrics
+    answer_format: AnswerFormat
+    chat_template: ChatTemplate | None = None  # replaces the model's
     drain: Drain = field(default_factory=Drain)
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -38,5 +51,43 @@ class ServerContext:
 
 
 def make_context(engine: EngineClient, config: ServeConfig) -> ServerContext:
+    """Raises ValueError for an unknown parser name or an unreadable template."""
     names = config.served_model_name or (engine.model_name,)
-    return ServerContext(engine, config, Metrics(names[0], engine.stats))
+    form = _answer_format(config, engine.tokenizer)
+    template = _template_file(config.chat_template, engine.tokenizer)
+    return ServerContext(engine, config, Metrics(names[0], engine.stats), form, template)
+
+
+def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    if file is None:
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"chat_template: cannot read {file}: {exc}") from None
+    return chat_template_of(text, tokenizer)
+
+
+def chat_template_of(text: str, tokenizer: Tokenizer | None) -> ChatTemplate:
+    """`text` as a template that knows the model's special tokens. Raises ChatTemplateError."""
+    own = tokenizer.chat_template if tokenizer is not None else None
+    return ChatTemplate.from_sources({"default": text}, own.special_tokens if own else {})
+
+
+def _answer_format(config: ServeConfig, tokenizer: Tokenizer | None) -> AnswerFormat:
+    template = tokenizer.chat_template if tokenizer is not None else None
+    text = "".join(template.sources.values()) if template is not None else ""
+    tools = config.tool_call_parser or choose_tool_parser("", text)
+    reasoning = config.reasoning_parser or choose_reasoning_parser("", text)
+    return AnswerFormat(
+        tool_parser=_known("tool_call_parser", tools, TOOL_PARSERS),
+        reasoning_parser=_known("reasoning_parser", reasoning, REASONING_PARSERS),
+    )
+
+
+def _known(option: str, name: str | None, table: Mapping[str, object]) -> str | None:
+    if name in (None, "none"):
+        return None
+    if name not in table:
+        raise ValueError(f"{option} must be none or one of {', '.join(table)}; got {name!r}")
+    return name

@@ -109,7 +109,7 @@ async def run_to_end(
     generation: Generation,
     request: Request,
     timeout_s: float,
-    on_output: Callable[[int, RequestOutput], None],
+    on_output: Callable[[int, RequestOutput], object],
 ) -> None:
     """Feeds every output to `on_output`. Raises ApiError 499 when the client went away."""
     record = record_of(request)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dlcore.serve.context import ServerContext
+from dlcore.serve.endpoint import json_response
 from dlcore.serve.schemas.models import Model, ModelList
 
 
@@ -16,11 +16,11 @@ class ModelsEndpoint:
 
     async def list(self, request: Request) -> Response:
         models = ModelList(data=[self._model(name) for name in self._ctx.model_names])
-        return Response(msgspec.json.encode(models), media_type="application/json")
+        return json_response(models)
 
     async def get(self, request: Request) -> Response:
         name = self._ctx.resolve_model(request.path_params["model"])
-        return Response(msgspec.json.encode(self._model(name)), media_type="application/json")
+        return json_response(self._model(name))
 
     def _model(self, name: str) -> Model:
         engine = self._ctx.engine

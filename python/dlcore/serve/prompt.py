@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dlcore.chat_template import ChatTemplateError
+from dlcore.chat_template import ChatTemplate, ChatTemplateError
 from dlcore.engine_client import EngineClient
 from dlcore.serve.errors import ApiError, bad_request
 from dlcore.tokenizer import Tokenizer
@@ -68,15 +68,21 @@ def from_token_ids(engine: EngineClient, ids: Sequence[int], param: str = "promp
     return Prompt(list(ids))
 
 
-async def from_chat(engine: EngineClient, chat: ChatPrompt, param: str = "messages") -> Prompt:
-    """Raises ApiError 400 when the template refuses the messages."""
+async def from_chat(
+    engine: EngineClient,
+    chat: ChatPrompt,
+    *,
+    template: ChatTemplate | None = None,
+    param: str = "messages",
+) -> Prompt:
+    """`template` replaces the model's. Raises ApiError 400 when it refuses the messages."""
     tokenizer = need_tokenizer(engine, param)
     size = sum(_message_size(message) for message in chat.messages)
     if size > engine.max_model_len * _MAX_CHARS_PER_TOKEN:
         raise _too_long(size, engine.max_model_len, param)
 
     def render() -> Prompt:
-        text = tokenizer.apply_chat_template(
+        text = (template.render if template is not None else tokenizer.apply_chat_template)(
             chat.messages,
             tools=chat.tools,
             documents=chat.documents,

@@ -38,9 +38,12 @@ def sampling_params(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     structured_outputs: StructuredOutputs | None = None,
+    keep_special_tokens: bool = False,
 ) -> SamplingParams:
     """Raises ParameterError naming the field."""
     given = {name: getattr(fields, name) for name in _SAME_NAME}
+    if keep_special_tokens:
+        given["skip_special_tokens"] = False
     _check_token_ids("allowed_token_ids", fields.allowed_token_ids or (), engine.vocab_size)
     return SamplingParams(
         **{name: value for name, value in given.items() if value is not None},

@@ -53,11 +53,13 @@ class EventStream(Response):
         self._encoder = encoder
         self._timeout_s = timeout_s
         self._left = max_bytes
+        self._opening = b""
         self._started = False
         self._quiet = True  # nothing sent since the last idle notice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        self._opening = self._encoder.on_start()
         lifetime = Lifetime(
             receive, scope[SCOPE_KEY], self._generation.abort, self._timeout_s, self._show_life
         )
@@ -99,9 +101,8 @@ class EventStream(Response):
     async def _start(self) -> None:
         self._started = True
         await self._send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-        opening = self._encoder.on_start()
-        if opening:
-            await self._send_data(opening)
+        if self._opening:
+            await self._send_data(self._opening)
 
     async def _show_life(self) -> None:
         if self._quiet:

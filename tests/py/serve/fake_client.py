@@ -39,7 +39,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class FakeEngine:
-    """Answers every prompt with `reply(prompt_text)`, one word a step, `delay` seconds apart.
+    """Answers every prompt with `reply(prompt_text, params)`, one word a step, `delay` seconds apart.
 
     Implements EngineClient. `running` and `aborted` show what the server did to it.
     """
@@ -49,7 +49,7 @@ class FakeEngine:
     def __init__(
         self,
         *,
-        reply: Callable[[str], str] | str = DEFAULT_REPLY * 8,
+        reply: Callable[[str, SamplingParams], str] | str = DEFAULT_REPLY * 8,
         delay: float = 0.0,
         max_model_len: int = 4096,
         max_waiting: int = 0,
@@ -129,8 +129,8 @@ class FakeEngine:
         self, ids: list[int], params: SamplingParams
     ) -> tuple[list[tuple[str, list[int]]], str, str | None]:
         """(text, token ids) of each step, and how it ends."""
-        prompt = self._coder.decode(ids)
-        text = self._reply(prompt) if callable(self._reply) else self._reply
+        prompt = self._coder.decode(ids, skip_special_tokens=False)
+        text = self._reply(prompt, params) if callable(self._reply) else self._reply
         reason, stop_reason = "stop", None
         for mark in params.stop:
             if mark in text:
