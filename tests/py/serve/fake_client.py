@@ -39,7 +39,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class FakeEngine:
-    """Answers every prompt with `reply(prompt_text, params)`, one word a step, `delay` seconds apart.
+    """Answers every prompt with `reply` (or `script`), one word a step, `delay` seconds apart.
 
     Implements EngineClient. `running` and `aborted` show what the server did to it.
     """
@@ -49,7 +49,8 @@ class FakeEngine:
     def __init__(
         self,
         *,
-        reply: Callable[[str, SamplingParams], str] | str = DEFAULT_REPLY * 8,
+        reply: Callable[[str], str] | str = DEFAULT_REPLY * 8,
+        script: Callable[[str, SamplingParams], str] | None = None,
         delay: float = 0.0,
         max_model_len: int = 4096,
         max_waiting: int = 0,
@@ -67,6 +68,7 @@ class FakeEngine:
         self.finished = 0
         self.tokens = 0
         self._reply = reply
+        self._script = script
         self._max_waiting = max_waiting
         self._coder = byte_tokenizer()
 
@@ -130,7 +132,7 @@ class FakeEngine:
     ) -> tuple[list[tuple[str, list[int]]], str, str | None]:
         """(text, token ids) of each step, and how it ends."""
         prompt = self._coder.decode(ids, skip_special_tokens=False)
-        text = self._reply(prompt, params) if callable(self._reply) else self._reply
+        text = self._text(prompt, params)
         reason, stop_reason = "stop", None
         for mark in params.stop:
             if mark in text:
@@ -143,6 +145,11 @@ class FakeEngine:
         elif params.ignore_eos:
             reason = "length"
         return self._steps(tokens), reason, stop_reason
+
+    def _text(self, prompt: str, params: SamplingParams) -> str:
+        if self._script is not None:
+            return self._script(prompt, params)
+        return self._reply(prompt) if callable(self._reply) else self._reply
 
     def _steps(self, tokens: list[int]) -> list[tuple[str, list[int]]]:
         space = self._coder.encode(" ")[0]

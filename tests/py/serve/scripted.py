@@ -35,12 +35,13 @@ def reply(prompt: str, params: SamplingParams) -> str:
     thought = f"<think>\n{THOUGHT}\n</think>\n\n" if thinks else ""
     if "get_weather" not in prompt or "<|im_start|>tool" in prompt:
         return thought + PLAIN
-    calls = "".join(
-        f"\n<tool_call>\n{json.dumps({'name': n, 'arguments': a}, ensure_ascii=False)}\n</tool_call>"
-        for n, a in CALLS
-    )
-    return thought + SAID + calls
+    return thought + SAID + "".join(_call(name, arguments) for name, arguments in CALLS)
+
+
+def _call(name: str, arguments: dict[str, str]) -> str:
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"\n<tool_call>\n{call}\n</tool_call>"
 
 
 def scripted_engine(delay: float = 0.0) -> FakeEngine:
-    return FakeEngine(reply=reply, delay=delay)
+    return FakeEngine(script=reply, delay=delay)
