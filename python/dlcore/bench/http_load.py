@@ -21,6 +21,7 @@ import aiohttp
 
 REQUEST_TIMEOUT_S = 600.0
 MAX_ERRORS_SHOWN = 3
+GO = "go"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class LoadResult:
     concurrency: int
     ok: int
     failed: int
+    tokens: int
+    chunks: int  # pieces the tokens came in
     seconds: float
     output_tokens_per_s: float
     ttft_p50: float | None
@@ -70,8 +73,12 @@ class LoadResult:
 def run_load(spec: LoadSpec) -> LoadResult:
     """Blocks until every request was answered or failed."""
     count = min(spec.processes, spec.concurrency)
-    start = time.perf_counter()
     children = [_start_child(part) for part in _shares(spec, count)]
+    for child in children:
+        _read_line(child)  # it is ready
+    start = time.perf_counter()
+    for child in children:
+        _send_line(child, GO)
     tallies = [_finish_child(child) for child in children]
     return _summarise(spec, tallies, time.perf_counter() - start)
 
@@ -93,17 +100,28 @@ def _start_child(spec: LoadSpec) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(asdict(spec)))
-    child.stdin.close()
+    _send_line(child, json.dumps(asdict(spec)))
     return child
 
 
-def _finish_child(child: subprocess.Popen[str]) -> Tally:
+def _send_line(child: subprocess.Popen[str], line: str) -> None:
+    assert child.stdin is not None
+    try:
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        return  # it died: _finish_child says so
+
+
+def _read_line(child: subprocess.Popen[str]) -> str:
     assert child.stdout is not None
-    with child.stdout as out:
-        text = out.read()
-    if child.wait() != 0:
+    return child.stdout.readline()
+
+
+def _finish_child(child: subprocess.Popen[str]) -> Tally:
+    text = _read_line(child)
+    child.communicate()
+    if child.returncode != 0:
         return Tally(errors=[f"a client process ended with code {child.returncode}"])
     return Tally(**json.loads(text))
 
@@ -117,6 +135,8 @@ def _summarise(spec: LoadSpec, tallies: list[Tally], seconds: float) -> LoadResu
         concurrency=spec.concurrency,
         ok=sum(t.ok for t in tallies),
         failed=len(errors),
+        tokens=sum(t.tokens for t in tallies),
+        chunks=len(itl) + len(ttft),
         seconds=round(seconds, 3),
         output_tokens_per_s=round(sum(t.tokens for t in tallies) / seconds, 1),
         ttft_p50=_percentile_ms(ttft, 0.50),
@@ -206,8 +226,11 @@ async def _read_stream(response: aiohttp.ClientResponse) -> tuple[list[float], i
 
 
 def _child_main() -> None:
-    spec = LoadSpec(**json.load(sys.stdin))
-    json.dump(asdict(asyncio.run(_run_clients(spec))), sys.stdout)
+    spec = LoadSpec(**json.loads(sys.stdin.readline()))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip() == GO:
+        sys.stdout.write(json.dumps(asdict(asyncio.run(_run_clients(spec)))) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from dlcore.bench.offline import Figure
 
 PROBE_TIMEOUT_S = 10.0
+TIME_COLUMNS = {
+    "TTFT": "ttft_p50",
+    "p99": "ttft_p99",
+    "TPOT": "tpot_p50",
+    "p99 ": "tpot_p99",
+    "ITL": "itl_p50",
+    "p99  ": "itl_p99",
+}
 
 
 def _int_list(
@@ -174,14 +182,13 @@ def _print_figures(figures: Sequence[Figure], title: str) -> None:
 
 def _print_rows(rows: Sequence[LoadResult], title: str) -> None:
     console = Console()
-    table = Table(title=title, title_justify="left")
-    for name in ("clients", "ok", "failed", "out tok/s", "TTFT p50", "TTFT p99", "TPOT p50",
-                 "TPOT p99", "ITL p50", "ITL p99"):  # fmt: skip
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", caption="times in ms", caption_justify="left")
+    for name in ("clients", "failed", "tok/s", *TIME_COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        times = (row.ttft_p50, row.ttft_p99, row.tpot_p50, row.tpot_p99, row.itl_p50, row.itl_p99)
-        cells = ["-" if t is None else f"{t:,.2f} ms" for t in times]
-        head = (str(row.concurrency), str(row.ok), str(row.failed))
+        times = [getattr(row, name) for name in TIME_COLUMNS.values()]
+        cells = ["-" if t is None else f"{t:,.1f}" for t in times]
+        head = (str(row.concurrency), f"{row.failed}/{row.ok + row.failed}")
         table.add_row(*head, f"{row.output_tokens_per_s:,.0f}", *cells)
     console.print(table)
     for row in rows:
