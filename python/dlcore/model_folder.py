@@ -51,11 +51,7 @@ def read_model_config(config: EngineConfig, device: str) -> ModelConfig:
         eos_token_ids=_eos_token_ids(hf_config, generation),
         dtype=_dtype(config.dtype, hf_config, device),
         hf_config=hf_config,
-        generation_defaults={
-            name: generation[name]
-            for name in GENERATION_FIELDS
-            if isinstance(generation.get(name), int | float)
-        },
+        generation_defaults=_generation_defaults(generation),
     )
 
 
@@ -117,6 +113,14 @@ def _eos_token_ids(hf_config: Mapping[str, Any], generation: Mapping[str, Any]) 
         value = source.get("eos_token_id")
         ids.update(v for v in (value if isinstance(value, list) else [value]) if v is not None)
     return tuple(sorted(ids))
+
+
+def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+    found = {
+        n: generation[n] for n in GENERATION_FIELDS if isinstance(generation.get(n), int | float)
+    }
+    # The authors' way to say greedy.
+    return found | {"temperature": 0.0} if generation.get("do_sample") is False else found
 
 
 def _dtype(requested: str, hf_config: Mapping[str, Any], device: str) -> str:
