@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # tiny products: threads would only wait for each other
     for family in [args.only] if args.only else FAMILIES:
         print(build(family, args.out, args.seed, args.dtype))
 

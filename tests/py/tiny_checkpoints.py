@@ -51,7 +51,12 @@ def _build(family: str, seed: int, dtype: str, folder: Path) -> None:
             check=True,
             timeout=600,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                "TRANSFORMERS_VERBOSITY": "error",
+            },
         )
         try:
             (Path(scratch) / family).rename(folder)
