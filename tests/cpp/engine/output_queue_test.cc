@@ -11,11 +11,11 @@ namespace {
 
 constexpr size_t kNoLimit = SIZE_MAX;
 
-SequenceOutput Row(uint64_t id, std::vector<TokenId> tokens,
+SequenceOutput Row(uint64_t id, const TokenList& tokens,
                    FinishReason reason = FinishReason::kNone) {
   SequenceOutput row;
   row.id = RequestId(id);
-  row.tokens = std::move(tokens);
+  row.tokens = tokens;
   row.finish_reason = reason;
   return row;
 }
@@ -41,9 +41,9 @@ TEST(OutputQueueTest, StepsNobodyReadBecomeOneRowPerRequest) {
   Push(queue, {Row(1, {12}, FinishReason::kStop)});
   const OutputBatch batch = Take(queue);
   ASSERT_EQ(batch.outputs.size(), 2u);
-  EXPECT_EQ(batch.outputs[0].tokens, (std::vector<TokenId>{10, 11, 12}));
+  EXPECT_EQ(batch.outputs[0].tokens, (TokenList{10, 11, 12}));
   EXPECT_EQ(batch.outputs[0].finish_reason, FinishReason::kStop);
-  EXPECT_EQ(batch.outputs[1].tokens, (std::vector<TokenId>{20, 21}));
+  EXPECT_EQ(batch.outputs[1].tokens, (TokenList{20, 21}));
   EXPECT_EQ(queue.num_live(), 1u);
 }
 
