@@ -34,6 +34,7 @@ class BlockTable {
   }
 
   [[nodiscard]] int32_t num_sent() const { return num_sent_; }
+  [[nodiscard]] int32_t num_unsent() const { return size() - num_sent_; }
   void MarkSent() { num_sent_ = size(); }
 
  private:

@@ -97,11 +97,14 @@ class Scheduler {
   void PlanPrefills(PlanRecord* record);
   void AdmitWaiting(PlanRecord* record);
   Admission TryAdmit(Sequence* sequence, PlanRecord* record);
-  bool PlanSequence(Sequence* sequence, PlanRecord* record);
+  int32_t TakePrefix(Sequence* sequence);
+  void Admit(Sequence* sequence, int32_t cached, int32_t end);
+  void PlanSequence(Sequence* sequence, PlanRecord* record);
   void AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan);
   bool Grow(Sequence* sequence, int32_t num_tokens);
-  void GiveWay(Sequence* sequence);
   void Preempt(Sequence* sequence);
+  [[nodiscard]] bool BlocksAreReturning() const;
+  [[nodiscard]] bool IsAlone(const Sequence* sequence) const;
   [[nodiscard]] Sequence* FindVictim() const;
   [[nodiscard]] std::string TooSmallPool() const;
 

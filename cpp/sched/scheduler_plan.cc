@@ -5,6 +5,13 @@
 #include "sched/scheduler.h"
 
 namespace dlcore {
+namespace {
+
+bool WantsPromptRows(const Sequence& sequence) {
+  return sequence.next_prompt_row() < sequence.prompt_rows_end();
+}
+
+}  // namespace
 
 const StepPlan& Scheduler::NextPlan() {
   PlanRecord& record = plans_.Next();
@@ -54,15 +61,13 @@ void Scheduler::PlanPrefills(PlanRecord* record) {
   }
 }
 
-// False when nothing of the sequence fits this step.
-bool Scheduler::PlanSequence(Sequence* sequence, PlanRecord* record) {
+// Plans what fits this step of a running sequence, if anything.
+void Scheduler::PlanSequence(Sequence* sequence, PlanRecord* record) {
   const Chunk chunk = policy_.Fit(*sequence, room_);
-  if (chunk.num_tokens == 0) return false;
-  if (!Grow(sequence, sequence->num_planned() + chunk.num_tokens)) return false;
-  const BlockTable& table = sequence->cache.table;
-  if (table.size() - table.num_sent() > room_.block_updates) return false;
+  if (chunk.num_tokens == 0) return;
+  if (!Grow(sequence, sequence->num_planned() + chunk.num_tokens)) return;
+  if (sequence->cache.table.num_unsent() > room_.block_updates) return;
   AddToPlan(sequence, chunk, &record->plan);
-  return true;
 }
 
 void Scheduler::AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan) {
@@ -73,7 +78,7 @@ void Scheduler::AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan
   room_.tokens -= chunk.num_tokens;
   room_.rows -= chunk.num_rows();
   room_.history -= chunk.num_history;
-  room_.block_updates -= sequence->cache.table.size() - sequence->cache.table.num_sent();
+  room_.block_updates -= sequence->cache.table.num_unsent();
 
   SamplerVariant variant = SamplerVariant::kGreedy;
   if (chunk.num_prompt_rows > 0) variant = SamplerVariant::kFull;
@@ -89,33 +94,33 @@ void Scheduler::AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan
 // False when it has to wait, was preempted itself, or failed.
 bool Scheduler::Grow(Sequence* sequence, int32_t num_tokens) {
   while (!kv_.Extend(&sequence->cache, num_tokens)) {
+    // Blocks on their way back are worth a step's wait: taking more victims than
+    // needed costs far more.
+    if (BlocksAreReturning()) return false;
     Sequence* victim = FindVictim();
-    if (victim == sequence) {
-      GiveWay(sequence);
+    if (victim == sequence && IsAlone(sequence)) {
+      if (sequence->in_flight()) return false;
+      FinishWithOutput(sequence, FinishReason::kError, TooSmallPool());
       return false;
     }
     Preempt(victim);
-    if (victim->in_flight()) return false;
+    if (victim == sequence) return false;
   }
   return true;
 }
 
-// The sequence itself is the one to preempt.
-void Scheduler::GiveWay(Sequence* sequence) {
-  bool alone = true;
-  for (const Sequence* other : running_) {
-    if (other == sequence) continue;
-    if (other->state == SequenceState::kRunning) {
-      alone = false;
-    } else if (other->in_flight()) {
-      return;  // its blocks are on their way back
-    }
-  }
-  if (!alone) {
-    Preempt(sequence);
-  } else if (!sequence->in_flight()) {
-    FinishWithOutput(sequence, FinishReason::kError, TooSmallPool());
-  }
+// True when a plan in flight is all that keeps the blocks of a finished or
+// preempted sequence.
+bool Scheduler::BlocksAreReturning() const {
+  return std::ranges::any_of(running_, [](const Sequence* s) {
+    return s->state != SequenceState::kRunning && s->in_flight();
+  });
+}
+
+bool Scheduler::IsAlone(const Sequence* sequence) const {
+  return std::ranges::none_of(running_, [sequence](const Sequence* s) {
+    return s != sequence && s->state == SequenceState::kRunning;
+  });
 }
 
 std::string Scheduler::TooSmallPool() const {
@@ -157,50 +162,56 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence* sequence, PlanRecord* record)
   const int32_t available = kv_.num_available();
   if (blocked_ == sequence && available < blocked_until_) return Admission::kBlocked;
 
-  // The last token is always computed: its logits are what the request came for.
-  SequenceCache& cache = sequence->cache;
-  const bool may_hit = sequence->next_prompt_row() >= sequence->prompt_rows_end();
-  const int32_t max_hit = (sequence->num_known() - 1) / options_.limits.block_size;
-  const int32_t cached = kv_.AcquirePrefix(&cache, sequence->tokens(), may_hit ? max_hit : 0) *
-                         options_.limits.block_size;
-  sequence->StartFrom(cached);
+  const int32_t cached = TakePrefix(sequence);
   const Chunk chunk = policy_.Fit(*sequence, room_);
-
+  const int32_t end = cached + chunk.num_tokens;
   // A step's worth of blocks is enough to start. A preempted sequence waits until
   // all it had fits again, or it would be preempted over and over.
-  const int32_t tokens =
-      sequence->was_preempted ? sequence->num_known() : cached + chunk.num_tokens;
-  const int32_t missing = kv_.BlocksFor(tokens) - cache.table.size();
-  const int32_t updates = kv_.BlocksFor(cached + chunk.num_tokens);
-  const bool fits = missing <= kv_.num_available() && updates <= room_.block_updates;
-  if (chunk.num_tokens == 0 || !fits) {
-    if (chunk.num_tokens > 0 && updates <= room_.block_updates) {
-      blocked_ = sequence;
-      blocked_until_ = missing + available - kv_.num_available();
-    }
-    kv_.Release(&cache);
-    sequence->StartFrom(0);
-    const bool waits_for_mask =
-        sequence->constraint() != nullptr && !sequence->constraint()->Ready();
-    return chunk.num_tokens == 0 && waits_for_mask ? Admission::kSkipped : Admission::kBlocked;
+  const int32_t tokens = sequence->was_preempted ? sequence->num_known() : end;
+  const int32_t missing = kv_.BlocksFor(tokens) - sequence->cache.table.size();
+  const bool fits_step = chunk.num_tokens > 0 && kv_.BlocksFor(end) <= room_.block_updates;
+  if (fits_step && missing <= kv_.num_available()) {
+    Admit(sequence, cached, end);
+    AddToPlan(sequence, chunk, &record->plan);
+    return Admission::kAdmitted;
   }
+  if (fits_step) {
+    blocked_ = sequence;
+    blocked_until_ = missing + available - kv_.num_available();
+  }
+  kv_.Release(&sequence->cache);
+  sequence->StartFrom(0);
+  const TokenConstraint* rule = sequence->constraint();
+  const bool waits_for_mask = chunk.num_tokens == 0 && rule != nullptr && !rule->Ready();
+  return waits_for_mask ? Admission::kSkipped : Admission::kBlocked;
+}
 
+// Takes what the prefix cache holds of the sequence; returns how many tokens.
+// The last token is always computed: its logits are what the request came for.
+// Prompt logprobs need the logits of every position, so they take nothing.
+int32_t Scheduler::TakePrefix(Sequence* sequence) {
+  const int32_t block_size = options_.limits.block_size;
+  const int32_t most = WantsPromptRows(*sequence) ? 0 : (sequence->num_known() - 1) / block_size;
+  const int32_t blocks = kv_.AcquirePrefix(&sequence->cache, sequence->tokens(), most);
+  sequence->StartFrom(blocks * block_size);
+  return blocks * block_size;
+}
+
+// Gives the sequence a slot and the blocks of its first `end` tokens.
+void Scheduler::Admit(Sequence* sequence, int32_t cached, int32_t end) {
   if (sequence->num_cached_tokens < 0) {
-    stats_.num_prompt_tokens += static_cast<uint64_t>(sequence->prompt_len());
-    if (may_hit && kv_.caching()) {
-      stats_.num_prefix_queries += static_cast<uint64_t>(sequence->prompt_len());
-      stats_.num_prefix_hits += static_cast<uint64_t>(cached);
-    }
+    const auto prompt_len = static_cast<uint64_t>(sequence->prompt_len());
+    stats_.num_prompt_tokens += prompt_len;
+    if (kv_.caching() && !WantsPromptRows(*sequence)) stats_.num_prefix_queries += prompt_len;
+    stats_.num_prefix_hits += static_cast<uint64_t>(cached);
   }
-  const bool grown = kv_.Extend(&cache, cached + chunk.num_tokens);
-  DLCORE_CHECK(grown);
+  const bool grown = kv_.Extend(&sequence->cache, end);
+  DLCORE_CHECK(grown) << "admitted without blocks";
   waiting_.Remove(sequence);
   if (blocked_ == sequence) blocked_ = nullptr;
   sequence->Admit(free_slots_.back(), cached);
   free_slots_.pop_back();
   running_.insert(std::ranges::upper_bound(running_, sequence, RunsBefore()), sequence);
-  AddToPlan(sequence, chunk, &record->plan);
-  return Admission::kAdmitted;
 }
 
 }  // namespace dlcore

@@ -66,7 +66,7 @@ void StepBuilder::AddBlockUpdates(const StepPlan& plan, Tail* tail) {
   for (const PlannedSequence& planned : plan.sequences) {
     BlockTable& table = planned.sequence->cache.table;
     const int32_t row = planned.sequence->slot.value * limits_.max_blocks_per_seq();
-    count += table.size() - table.num_sent();
+    count += table.num_unsent();
     for (int32_t i = table.num_sent(); i < table.size(); ++i) {
       tail->Push(row + i);
       tail->Push(table[i].value);

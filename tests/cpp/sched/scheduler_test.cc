@@ -259,6 +259,19 @@ TEST(Scheduler, TheYoungestOfTheLowestPriorityIsPreemptedAndLosesNothing) {
   EXPECT_EQ(alone.received().at(1).tokens, sim.received().at(1).tokens);
 }
 
+TEST(Scheduler, OnlyAsManyArePreemptedAsNeeded) {
+  EngineOptions options = SmallOptions();
+  options.limits.max_num_batched_tokens = 64;
+  options.num_kv_blocks = 9;  // eight for the prompts; then all four want one more
+  Script s(options);
+  for (uint64_t id = 1; id <= 4; ++id) s.Submit(MakeRequest(id, 8, 4));
+  s.scheduler.NextPlan();
+  EXPECT_EQ(Script::Ids(s.scheduler.NextPlan()), (Ids{1})) << "the others wait for blocks of 4";
+  s.Commit(5);
+  EXPECT_EQ(Script::Ids(s.scheduler.NextPlan()), (Ids{1, 2, 3}));
+  EXPECT_EQ(s.scheduler.Stats().num_preemptions, 1u);
+}
+
 TEST(Scheduler, ASequenceThatOutgrowsThePoolAloneFailsClearly) {
   for (const size_t depth : {1u, 2u}) {
     EngineOptions options = SmallOptions();

@@ -46,6 +46,7 @@ class Simulation {
     const StepPlan& plan = scheduler_.NextPlan();
     if (plan.empty()) return false;
     CheckPlan(plan);
+    CheckAgainstPlansInFlight(plan);
     StepKey key = plan.key();
     key.num_seqs = std::max(key.num_seqs, plan.num_rows);
     if (bucketed) key = RoundUp(key);
@@ -59,6 +60,7 @@ class Simulation {
   void Commit() {
     scheduler_.Commit(results_.front().View());
     results_.pop_front();
+    uses_.pop_front();
     Collect();
   }
 
@@ -128,6 +130,38 @@ class Simulation {
     ASSERT_EQ(plan.kind == StepKind::kDecode, tokens == seqs && rows == seqs);
   }
 
+  // Who reads and who writes which block in one plan.
+  struct BlockUse {
+    std::map<int32_t, std::set<uint64_t>> readers;
+    std::map<int32_t, uint64_t> writers;
+  };
+
+  // Blocks that a plan in flight uses have not gone to another sequence: nobody
+  // writes what it reads, nobody else holds what it writes.
+  void CheckAgainstPlansInFlight(const StepPlan& plan) {
+    BlockUse use;
+    for (const PlannedSequence& p : plan.sequences) {
+      const uint64_t id = p.sequence->id().value;
+      for (const BlockId b : p.sequence->cache.table.blocks()) use.readers[b.value].insert(id);
+      const int32_t size = options_.limits.block_size;
+      for (int32_t i = p.start / size; i <= (p.end() - 1) / size; ++i) {
+        use.writers[p.sequence->cache.table[i].value] = id;
+      }
+    }
+    for (const BlockUse& earlier : uses_) {
+      for (const auto& [block, writer] : earlier.writers) {
+        if (!use.readers.contains(block)) continue;
+        ASSERT_EQ(use.readers[block], std::set<uint64_t>{writer}) << "block " << block;
+      }
+      for (const auto& [block, writer] : use.writers) {
+        const auto readers = earlier.readers.find(block);
+        if (readers == earlier.readers.end()) continue;
+        ASSERT_EQ(readers->second, std::set<uint64_t>{writer}) << "block " << block;
+      }
+    }
+    uses_.push_back(std::move(use));
+  }
+
   void Append(const SequenceOutput& out) {
     Received& r = received_[out.id.value];
     ASSERT_EQ(r.reason, FinishReason::kNone) << "an output after the last one";
@@ -145,7 +179,8 @@ class Simulation {
   StepBuilder builder_;
   FakeDevice device_;
   std::vector<std::byte> mirror_;
-  std::deque<FakeResult> results_;
+  std::deque<FakeResult> results_;  // of plans in flight
+  std::deque<BlockUse> uses_;       // of plans in flight
   OutputBatch batch_;
   std::map<uint64_t, Received> received_;
   StepKey last_plan_;
