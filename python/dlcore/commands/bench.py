@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -101,7 +102,10 @@ def bench(model: str | None, **flags: Any) -> int:
 def _bench_offline(model: str | None, flags: dict[str, Any], plots: ModuleType | None) -> int:
     offline = import_module("dlcore.bench.offline")
     console = Console(stderr=True)
-    with dlcore.LLM.from_config(engine_config(model, flags)) as llm:
+    config = engine_config(model, flags)
+    before = time.perf_counter()
+    with dlcore.LLM.from_config(config) as llm:
+        start = offline.Figure("start", time.perf_counter() - before, "s", "load and capture")
         plan = offline.CPU_PLAN if llm.device == "cpu" else offline.OfflinePlan()
         names = ("batch_sizes", "input_len", "output_len", "repeats")
         plan = replace(plan, **{n: flags[n] for n in names if flags[n] is not None})
@@ -111,7 +115,7 @@ def _bench_offline(model: str | None, flags: dict[str, Any], plots: ModuleType |
             kv_tokens=llm.kv_tokens,
         )
         with console.status("measuring ...") as status:
-            figures = list(offline.OfflineBench(llm, plan).run(status.update))
+            figures = [start, *offline.OfflineBench(llm, plan).run(status.update)]
         report = {"model": llm.model_name, "device": llm.device, "plan": asdict(plan)}
     _print_figures(figures, f"{report['model']} on {report['device']}")
     _write_json(flags["json_file"], report | {"figures": [asdict(f) for f in figures]})
