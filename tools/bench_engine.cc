@@ -114,3 +114,5 @@ BENCHMARK(BM_Engine)->Arg(1)->Arg(256)->Arg(1024)->UseRealTime()->Unit(benchmark
 
 }  // namespace
 }  // namespace dlcore
+
+BENCHMARK_MAIN();
