@@ -24,17 +24,11 @@ class FakeGpu {
     std::thread([state = state_] { Work(*state); }).detach();
   }
   ~FakeGpu() {
-    Abort();
+    // What was still enqueued never runs: its memory may be gone.
+    const std::lock_guard lock(state_->mutex);
+    state_->queue.clear();
     state_->ended = true;
     state_->wake.notify_all();
-  }
-
-  // Forgets what is enqueued and waits for what runs: memory may go after this.
-  void Abort() {
-    std::unique_lock lock(state_->mutex);
-    state_->queue.clear();
-    state_->open = false;
-    state_->wake.wait(lock, [this] { return !state_->busy; });
   }
 
   // Closed: nothing that was or will be enqueued runs.
@@ -60,7 +54,6 @@ class FakeGpu {
     std::condition_variable wake;
     std::deque<Operation> queue;  // guarded by mutex
     bool open = true;             // guarded by mutex
-    bool busy = false;            // guarded by mutex
     std::atomic<bool> ended{false};
     std::atomic<bool> fail_launches{false};
     std::atomic<bool> fail_events{false};
@@ -77,12 +70,9 @@ class FakeGpu {
       }
       const Operation operation = std::move(state.queue.front());
       state.queue.pop_front();
-      state.busy = true;
       lock.unlock();
       operation();
       lock.lock();
-      state.busy = false;
-      state.wake.notify_all();
     }
   }
 

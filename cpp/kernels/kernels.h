@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+// The C ABI of libdlcore_kernels.so, called through ctypes by python/dlcore/ops/kernels.py.
+// Every function launches on `stream` and returns a cudaError_t as int; none synchronises or
+// allocates, so all can be captured into CUDA graphs. Grids depend on the arguments alone: what
+// varies from step to step is read on the device. Pointers are device pointers, 16-byte aligned;
+// activations and weights are bf16, row-major and contiguous unless a stride is given.
+// T = tokens (bucket), S = sequences (bucket), D = head_dim.
+
+extern "C" {
+
+// out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 16, K a multiple of 64.
+//   norm_weight [K] or null: x is RMS-normalised first, with eps
+//   bias [N], residual [T, N] or null: added
+//   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
+//   float_out: out is float32 (not with swiglu)
+//   row_tiles: 8-row tiles per block, 0 = choose
+int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight, float eps,
+                      const void* bias, const void* residual, void* out, int num_tokens, int n,
+                      int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
+
+// out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
+// With residual: x + residual is normalised, and written to residual_out.
+int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,
+                 void* residual_out, int rows, int dim, cudaStream_t stream);
+
+// x [T, 2I] (gate, up) -> out [T, I] = silu(gate) * up; I a multiple of 8.
+int dlk_silu_and_mul(const void* x, void* out, int rows, int inner, cudaStream_t stream);
+
+// qkv [T, (Hq + 2 Hk) D] -> q_out [T, Hq, D]: q and k normalised per head (weights [D] or null)
+// and rotated by cos_sin [max_positions, D] float32 (cosines, then sines) at positions [T];
+// k and v are written to kv_cache [blocks, 2, Hk, block_size, D] at slot_mapping [T]
+// (block * block_size + offset; -1 = not written). D is 64, 128 or 256.
+// kv_scales: null for a bf16 cache; float32 [2, Hk] for an E4M3 cache (stored value * scale = value).
+int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
+                              float eps, const float* cos_sin, const int32_t* positions,
+                              const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
+                              void* q_out, int num_tokens, int num_q_heads, int num_kv_heads,
+                              int block_size, int head_dim, cudaStream_t stream);
+
+// What paged attention reads.
+struct dlk_attention {
+  const void* q;                   // [T, Hq, D]
+  const void* kv_cache;            // [blocks, 2, Hk, block_size, D]
+  const float* kv_scales;          // null: bf16 cache; float32 [2, Hk]: E4M3 cache
+  void* out;                       // [T, Hq, D]
+  const int32_t* query_start_loc;  // [S + 1], or null: sequence s is token s
+  const int32_t* seq_lens;         // [S], 0 = padding
+  const int32_t* seq_slots;        // [S], rows of block_tables, or null: sequence s is row s
+  const int32_t* block_tables;     // [*, max_blocks]
+  float* workspace;                // decode only: dlk_decode_workspace_bytes, zeroed once
+  float scale;                     // of q . k
+  int num_tokens, num_seqs;        // buckets
+  int num_q_heads, num_kv_heads, head_dim, block_size, max_blocks;
+};
+int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim);
+// Sequences with exactly one query token (others are skipped). D is 64 or 128, Hq / Hk <= 8,
+// block_size a power of two >= 16.
+int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream);
+
+// Starts a step: block_tables[flat index] = block for each update of the arena, and
+// token_ids_out [T] int64 = token_ids, with pending ones (-1) replaced by the token their
+// sequence sampled last. Padding becomes 0.
+int dlk_begin_step(const int32_t* arena, const int32_t* header, const int32_t* token_ids,
+                   const int32_t* token_seq, const int32_t* seq_slots, const int32_t* last_tokens,
+                   int32_t* block_tables, int64_t* token_ids_out, int num_tokens, int num_seqs,
+                   cudaStream_t stream);
+
+// sampled [S] = argmax of each row of logits [S, vocab] (float32, or bf16), lowest index first;
+// -1 where row_slots is -1, else also last_tokens[row_slots[row]].
+// workspace: 16 bytes a row, zeroed once.
+int dlk_argmax(const void* logits, int logits_are_bf16, const int32_t* row_slots,
+               int32_t* sampled, int32_t* last_tokens, void* workspace, int num_rows, int vocab,
+               cudaStream_t stream);
+
+}  // extern "C"

@@ -1,0 +1,153 @@
+// q/k norm, rotation and the write of k and v to the paged cache, one pass over qkv.
+// D / 8 lanes hold one head, 8 values each; a value's rotation partner (D/2 away) is in the lane
+// D/16 away.
+
+#include "kernels/common.cuh"
+#include "kernels/kernels.h"
+
+namespace dlcore::kernels {
+namespace {
+
+constexpr int kThreads = 128;
+
+struct Params {
+  const bf16* qkv;
+  const bf16* q_weight;
+  const bf16* k_weight;
+  const float* cos_sin;
+  const int32_t* positions;
+  const int32_t* slot_mapping;
+  void* kv_cache;
+  const float* kv_scales;
+  bf16* q_out;
+  int num_tokens, num_q_heads, num_kv_heads, block_size;
+  float eps;
+};
+
+template <int kHeadDim>
+__device__ void NormHead(float (&v)[8], const bf16* weight, int lane, float eps) {
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) sum += v[j] * v[j];
+  const float inverse_rms = rsqrtf(WarpSum<kHeadDim / 8>(sum) / kHeadDim + eps);
+  float w[8];
+  Unpack8(Load16(weight + lane * 8), w);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) v[j] *= inverse_rms * w[j];
+}
+
+template <int kHeadDim>
+__device__ void Rotate(float (&v)[8], const float* cos_sin, int lane) {
+  constexpr int kHalfLanes = kHeadDim / 16;
+  const float* cosines = cos_sin + lane % kHalfLanes * 8;
+  const float* sines = cosines + kHeadDim / 2;
+  const float sign = lane < kHalfLanes ? -1.0f : 1.0f;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float partner = __shfl_xor_sync(kFullMask, v[j], kHalfLanes);
+    v[j] = v[j] * cosines[j] + sign * partner * sines[j];
+  }
+}
+
+__device__ __forceinline__ void StoreCache(bf16* p, const float (&v)[8], float) {
+  Store16(p, Pack8(v));
+}
+__device__ __forceinline__ void StoreCache(fp8* p, const float (&v)[8], float inverse_scale) {
+  __nv_fp8x2_storage_t pairs[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    pairs[j] = __nv_cvt_float2_to_fp8x2(
+        make_float2(v[2 * j] * inverse_scale, v[2 * j + 1] * inverse_scale), __NV_SATFINITE,
+        __NV_E4M3);
+  }
+  *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
+}
+
+template <int kHeadDim, class Cache>
+__global__ void __launch_bounds__(kThreads) QkNormRopeKvWrite(const Params p) {
+  constexpr int kLanes = kHeadDim / 8;
+  AllowNext();
+  const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;
+  const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t last = static_cast<int64_t>(p.num_tokens) * num_heads - 1;
+  const bool valid = item <= last;  // all lanes stay, for the shuffles
+  const int64_t safe = valid ? item : last;
+  const int token = static_cast<int>(safe / num_heads), head = static_cast<int>(safe % num_heads);
+  const int kv_head = (head - p.num_q_heads) % p.num_kv_heads;
+  const bool is_q = head < p.num_q_heads;
+  const bool is_v = head >= p.num_q_heads + p.num_kv_heads;
+  WaitForPrevious();
+  const int position = p.positions[token], slot = p.slot_mapping[token];
+
+  float v[8];
+  Unpack8(Load16(p.qkv + safe * kHeadDim + lane * 8), v);
+  // Norm and rotation shuffle, so every lane takes part; v heads drop the result.
+  float rotated[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) rotated[j] = v[j];
+  if (p.q_weight != nullptr) {
+    NormHead<kHeadDim>(rotated, is_q ? p.q_weight : p.k_weight, lane, p.eps);
+  }
+  Rotate<kHeadDim>(rotated, p.cos_sin + static_cast<int64_t>(position) * kHeadDim, lane);
+  if (!valid) return;
+  if (is_q) {
+    bf16* out = p.q_out + (static_cast<int64_t>(token) * p.num_q_heads + head) * kHeadDim;
+    Store16(out + lane * 8, Pack8(rotated));
+    return;
+  }
+  if (slot < 0) return;
+  const int64_t block = slot / p.block_size, offset = slot % p.block_size;
+  Cache* row = static_cast<Cache*>(p.kv_cache) +
+               (((block * 2 + is_v) * p.num_kv_heads + kv_head) * p.block_size + offset) * kHeadDim;
+  const float inverse_scale =
+      p.kv_scales != nullptr ? 1.0f / p.kv_scales[is_v * p.num_kv_heads + kv_head] : 1.0f;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    if (!is_v) v[j] = rotated[j];
+  }
+  StoreCache(row + lane * 8, v, inverse_scale);
+}
+
+template <int kHeadDim>
+cudaError_t Run(const Params& p, cudaStream_t stream) {
+  const int64_t lanes = static_cast<int64_t>(p.num_tokens) *
+                        (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
+  const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
+  return Launch(p.kv_scales != nullptr ? QkNormRopeKvWrite<kHeadDim, fp8>
+                                       : QkNormRopeKvWrite<kHeadDim, bf16>,
+                blocks, kThreads, 0, stream, p);
+}
+
+}  // namespace
+}  // namespace dlcore::kernels
+
+int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
+                              float eps, const float* cos_sin, const int32_t* positions,
+                              const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
+                              void* q_out, int num_tokens, int num_q_heads, int num_kv_heads,
+                              int block_size, int head_dim, cudaStream_t stream) {
+  using namespace dlcore::kernels;
+  if ((q_weight == nullptr) != (k_weight == nullptr)) return cudaErrorInvalidValue;
+  if (num_tokens == 0) return cudaSuccess;
+  const Params p{static_cast<const bf16*>(qkv),
+                 static_cast<const bf16*>(q_weight),
+                 static_cast<const bf16*>(k_weight),
+                 cos_sin,
+                 positions,
+                 slot_mapping,
+                 kv_cache,
+                 kv_scales,
+                 static_cast<bf16*>(q_out),
+                 num_tokens,
+                 num_q_heads,
+                 num_kv_heads,
+                 block_size,
+                 eps};
+  switch (head_dim) {
+    case 64: return Run<64>(p, stream);
+    case 128: return Run<128>(p, stream);
+    case 256: return Run<256>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}

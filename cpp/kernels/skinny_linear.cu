@@ -1,0 +1,332 @@
+// y = W x for few tokens: the time is that of reading W once.
+//
+// A block multiplies kRowTiles x 8 rows of W with up to 16 tokens. One warp requests its rows in
+// chunks of 512 values of k with bulk copies into a ring of shared memory; each of eight others
+// multiplies 64 of those values, and their sums meet at the end. The order of k inside a product
+// is free as long as both operands agree, so a lane's 16 contiguous bytes of a row serve two
+// mma.sync. W depends on no other kernel: it is requested before the previous one has ended, so in
+// a chain of small layers memory is never idle.
+//
+// Fused: RMSNorm of x before (its weight multiplies x on the way in, its 1/rms the sum on the way
+// out), bias, residual or SwiGLU after.
+
+#include <algorithm>
+
+#include "kernels/barrier.cuh"
+#include "kernels/kernels.h"
+#include "kernels/mma.cuh"
+
+namespace dlcore::kernels {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kUnit = 64;  // values of k a warp takes of a chunk
+constexpr int kSteps = 2;  // of 32 values: 4 lanes x 16 bytes
+constexpr int kChunk = kWarps * kUnit;
+// Rows lie 64 bytes off a multiple of 128, so that two rows' lanes meet different banks.
+constexpr int kRowPitch = kChunk * 2 + 64;
+
+struct Params {
+  const bf16* x;            // [T, K]
+  const bf16* weight;       // [N, K]; SwiGLU: [2N, K], gates then ups
+  const bf16* norm_weight;  // [K] or null
+  const bf16* bias;         // [N] or null
+  const bf16* residual;     // [T, N] or null
+  void* out;                // [T, N]
+  int num_tokens, n, k;
+  float eps;
+};
+
+__device__ __forceinline__ float SumSquares(uint4 v) {
+  float f[8], sum = 0;
+  Unpack8(v, f);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += f[i] * f[i];
+  return sum;
+}
+
+__device__ __forceinline__ uint4 Scale(uint4 v, uint4 w) {
+  return make_uint4(MulBf16x2(v.x, w.x), MulBf16x2(v.y, w.y), MulBf16x2(v.z, w.z),
+                    MulBf16x2(v.w, w.w));
+}
+
+// Sums of one warp, before they meet those of the other warps.
+template <int kTokens, int kRows>
+struct Partials {
+  float product[kWarps][kTokens][kRows + 1];
+  float squares[kWarps][kTokens];
+
+  __device__ float Product(int token, int row) const {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += product[w][token][row];
+    return sum;
+  }
+  __device__ float InverseRms(int token, const Params& p) const {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += squares[w][token];
+    return rsqrtf(sum / p.k + p.eps);
+  }
+};
+
+// Chunks in flight. Few enough for the next kernels in line to be resident as well.
+constexpr int MaxStages(int row_tiles) { return row_tiles == 1 ? 6 : row_tiles == 2 ? 4 : 2; }
+constexpr int kMaxStages = 6;
+
+// Chunks whose x a warp holds in registers ahead of its products. One round trip to L2 then serves
+// them all, and it is on the critical path of a chain of kernels.
+constexpr int TokenDepth(int row_tiles, bool upper_half) {
+  return row_tiles == 1 ? (upper_half ? 3 : 6) : row_tiles == 2 ? (upper_half ? 2 : 4) : 2;
+}
+
+struct Barriers {
+  uint64_t full[kMaxStages], empty[kMaxStages];
+};
+
+// The producer warp: keeps the ring full. Row tile i: SwiGLU pairs a tile of gates with the same
+// tile of ups.
+template <int kRowTiles, bool kSwiGlu>
+__device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, int num_stages) {
+  constexpr int kRows = 8 * kRowTiles;
+  constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
+  const int lane = threadIdx.x % kWarpSize;
+  const bool is_up = kSwiGlu && lane >= kOutRows;
+  const int row = min(static_cast<int>(blockIdx.x) * kOutRows + (is_up ? lane - kOutRows : lane),
+                      p.n - 1);
+  const bf16* weight = p.weight + static_cast<int64_t>(is_up ? row + p.n : row) * p.k;
+  const int num_chunks = (p.k + kChunk - 1) / kChunk;
+  int stage = 0, parity = 1;  // the first round finds every stage empty
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
+    if (chunk >= num_stages) Wait(&barriers.empty[stage], parity);
+    const int bytes = min(kChunk, p.k - chunk * kChunk) * 2;
+    if (lane == 0) ArriveExpecting(&barriers.full[stage], bytes * kRows);
+    __syncwarp();
+    if (lane < kRows) {
+      CopyBulk(ring + (stage * kRows + lane) * kRowPitch, weight + chunk * kChunk, bytes,
+               &barriers.full[stage]);
+    }
+    if (++stage == num_stages) stage = 0, parity ^= 1;
+  }
+}
+
+template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+__global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Params p,
+                                                                        int num_stages) {
+  constexpr int kTokens = kUpperHalf ? 16 : 8;
+  constexpr int kHalves = kUpperHalf ? 2 : 1;
+  constexpr int kRows = 8 * kRowTiles;
+  constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
+  constexpr int kDepth = TokenDepth(kRowTiles, kUpperHalf);
+  // [num_stages][kRows] rows of weights; at the end, the warps' sums.
+  extern __shared__ __align__(128) char shared_bytes[];
+  __shared__ Barriers barriers;
+
+  AllowNext();
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int g = lane / 4, t = lane % 4;
+  const int num_chunks = (p.k + kChunk - 1) / kChunk;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < num_stages; ++i) {
+      InitBarrier(&barriers.full[i], 1);
+      InitBarrier(&barriers.empty[i], kWarps);
+    }
+    FenceBarrierInit();
+  }
+  __syncthreads();
+  const bool is_producer = warp == kWarps;
+  if (is_producer) RequestWeights<kRowTiles, kSwiGlu>(p, shared_bytes, barriers, num_stages);
+
+  // Everything that can be known before the previous kernel's results: between those and this
+  // kernel's own, every instruction counts.
+  const int warp_k = warp * kUnit + t * 8;
+  const bf16* x_rows[kHalves];
+  bool has_row[kHalves];
+#pragma unroll
+  for (int h = 0; h < kHalves; ++h) {
+    x_rows[h] = p.x + static_cast<int64_t>(g + 8 * h) * p.k + warp_k;
+    has_row[h] = g + 8 * h < p.num_tokens && !is_producer;
+  }
+  uint4 x[kDepth][kSteps][2] = {}, norm[kNorm ? kDepth : 1][kSteps];
+  auto load_tokens = [&](int slot, int chunk) {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        if (has_row[h] && chunk * kChunk + warp * kUnit < p.k) {
+          x[slot][s][h] = Load16(x_rows[h] + chunk * kChunk + s * 32);
+        }
+      }
+    }
+  };
+  auto load_norm = [&](int slot, int chunk) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      if (kNorm && chunk * kChunk + warp * kUnit < p.k && !is_producer) {
+        norm[slot][s] = Load16(p.norm_weight + chunk * kChunk + warp_k + s * 32);
+      }
+    }
+  };
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) load_norm(d, d);
+  const char* lane_weights = shared_bytes + g * kRowPitch + warp_k * 2;
+
+  WaitForPrevious();
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) load_tokens(d, d);
+  // What the epilogue adds, requested early: output e = threadIdx.x + j * kThreads.
+  constexpr int kOutputs = (kOutRows * kTokens + kThreads - 1) / kThreads;
+  float addend[kOutputs] = {};
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) {
+    const int e = threadIdx.x + j * kThreads;
+    const int token = e / kOutRows, column = blockIdx.x * kOutRows + e % kOutRows;
+    if (is_producer || token >= p.num_tokens || column >= p.n) continue;
+    if (p.residual != nullptr) {
+      addend[j] = __bfloat162float(p.residual[static_cast<int64_t>(token) * p.n + column]);
+    }
+    if (p.bias != nullptr) addend[j] += __bfloat162float(p.bias[column]);
+  }
+
+  float c[kRowTiles][4] = {};
+  float squares[2] = {0, 0};
+  int stage = 0, parity = 0;
+  for (int first = 0; first < num_chunks && !is_producer; first += kDepth) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      const int chunk = first + d;
+      if (chunk >= num_chunks) break;
+      Wait(&barriers.full[stage], parity);
+      if (chunk * kChunk + warp * kUnit < p.k) {
+        const char* stage_weights = lane_weights + stage * (kRows * kRowPitch);
+        uint4 w[kSteps][kRowTiles];
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+            w[s][i] = Load16(stage_weights + i * 8 * kRowPitch + s * 64);
+          }
+        }
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          if constexpr (kNorm) {
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h) {
+              squares[h] += SumSquares(x[d][s][h]);
+              x[d][s][h] = Scale(x[d][s][h], norm[d][s]);
+            }
+          }
+          const uint4 lo = x[d][s][0], hi = x[d][s][1];
+          const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y};
+          const uint32_t a1[4] = {lo.z, hi.z, lo.w, hi.w};
+#pragma unroll
+          for (int i = 0; i < kRowTiles; ++i) {
+            Mma(c[i], a0, w[s][i].x, w[s][i].y, bf16{});
+            Mma(c[i], a1, w[s][i].z, w[s][i].w, bf16{});
+          }
+        }
+      }
+      if (chunk + num_stages < num_chunks) {
+        __syncwarp();
+        if (lane == 0) Arrive(&barriers.empty[stage]);
+      }
+      if (chunk + kDepth < num_chunks) {
+        load_tokens(d, chunk + kDepth);
+        load_norm(d, chunk + kDepth);
+      }
+      if (++stage == num_stages) stage = 0, parity ^= 1;
+    }
+  }
+  __syncthreads();
+  auto& partials = *reinterpret_cast<Partials<kTokens, kRows>*>(shared_bytes);
+
+#pragma unroll
+  for (int h = 0; h < kHalves; ++h) {
+    if (is_producer) break;
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      partials.product[warp][g + 8 * h][i * 8 + 2 * t] = c[i][2 * h];
+      partials.product[warp][g + 8 * h][i * 8 + 2 * t + 1] = c[i][2 * h + 1];
+    }
+    if constexpr (kNorm) {
+      const float sum = WarpSum<4>(squares[h]);
+      if (t == 0) partials.squares[warp][g + 8 * h] = sum;
+    }
+  }
+  __syncthreads();
+
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) {
+    const int e = threadIdx.x + j * kThreads;
+    const int token = e / kOutRows, row = e % kOutRows;
+    const int column = blockIdx.x * kOutRows + row;
+    if (is_producer || token >= p.num_tokens || column >= p.n) continue;
+    const float scale = kNorm ? partials.InverseRms(token, p) : 1.0f;
+    float v = partials.Product(token, row) * scale;
+    if constexpr (kSwiGlu) v = Silu(v) * (partials.Product(token, row + kOutRows) * scale);
+    static_cast<Out*>(p.out)[static_cast<int64_t>(token) * p.n + column] =
+        static_cast<Out>(v + addend[j]);
+  }
+}
+
+template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+cudaError_t Run(const Params& p, cudaStream_t stream) {
+  constexpr int kOutRows = 8 * kRowTiles / (kSwiGlu ? 2 : 1);
+  const int num_stages = std::min(MaxStages(kRowTiles), CeilDiv(p.k, kChunk));
+  constexpr int kStageBytes = 8 * kRowTiles * kRowPitch;
+  return Launch(SkinnyLinear<kUpperHalf, kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
+                kThreads + kWarpSize, static_cast<size_t>(num_stages) * kStageBytes, stream, p,
+                num_stages);
+}
+
+template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, class Out>
+cudaError_t RunNorm(const Params& p, cudaStream_t stream) {
+  return p.norm_weight != nullptr ? Run<kUpperHalf, kRowTiles, kSwiGlu, true, Out>(p, stream)
+                                  : Run<kUpperHalf, kRowTiles, kSwiGlu, false, Out>(p, stream);
+}
+
+template <bool kUpperHalf>
+cudaError_t RunShape(const Params& p, bool swiglu, bool float_out, int row_tiles,
+                     cudaStream_t stream) {
+  if (float_out) return RunNorm<kUpperHalf, 4, false, float>(p, stream);
+  if (swiglu) {
+    return row_tiles == 4 ? RunNorm<kUpperHalf, 4, true, bf16>(p, stream)
+                          : RunNorm<kUpperHalf, 2, true, bf16>(p, stream);
+  }
+  switch (row_tiles) {
+    case 1: return RunNorm<kUpperHalf, 1, false, bf16>(p, stream);
+    case 2: return RunNorm<kUpperHalf, 2, false, bf16>(p, stream);
+    default: return RunNorm<kUpperHalf, 4, false, bf16>(p, stream);
+  }
+}
+
+// As many rows a block as leave about a block for each multiprocessor.
+int ChooseRowTiles(int weight_rows) {
+  constexpr int kWantedBlocks = 120;
+  if (weight_rows >= kWantedBlocks * 32) return 4;
+  return weight_rows >= kWantedBlocks * 16 ? 2 : 1;
+}
+
+}  // namespace
+}  // namespace dlcore::kernels
+
+int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight, float eps,
+                      const void* bias, const void* residual, void* out, int num_tokens, int n,
+                      int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream) {
+  using namespace dlcore::kernels;
+  if (num_tokens < 1 || num_tokens > 16 || k % kUnit != 0) return cudaErrorInvalidValue;
+  const Params p{static_cast<const bf16*>(x),
+                 static_cast<const bf16*>(weight),
+                 static_cast<const bf16*>(norm_weight),
+                 static_cast<const bf16*>(bias),
+                 static_cast<const bf16*>(residual),
+                 out,
+                 num_tokens,
+                 n,
+                 k,
+                 eps};
+  if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n);
+  return num_tokens <= 8 ? RunShape<false>(p, swiglu, float_out, row_tiles, stream)
+                         : RunShape<true>(p, swiglu, float_out, row_tiles, stream);
+}

@@ -1,1 +1,0 @@
-"""The subcommands of `dlcore`, one file each; cli.py imports the one that is asked for."""

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dlcore.ops import kernels
+from tests.gpu.paged_case import PagedCase, relative_error
+
+# bf16 operands, float32 sums: rounding of P and of the result.
+BOUND = 6e-3
+
+
+def _decode(case: PagedCase, workspace: torch.Tensor | None = None) -> torch.Tensor:
+    out = torch.full_like(case.q, torch.nan)
+    if workspace is None:
+        _, _, num_kv_heads, _, head_dim = case.kv.kv_cache.shape
+        workspace = kernels.decode_workspace(1024, num_kv_heads, head_dim, out.device)
+    kernels.decode_attention(case.q, case.kv, out, workspace)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("seq_lens", "options"),
+    [
+        ([1], {}),
+        ([300], {}),
+        ([128, 129, 1, 17, 2000], {}),
+        ([40000, 5, 700], {"num_q_heads": 32}),
+        ([5000] * 3, {"num_kv_heads": 2, "num_q_heads": 16}),
+        ([333, 4097], {"head_dim": 64}),
+        ([333, 4097], {"block_size": 32}),
+        ([333, 4097], {"block_size": 64, "num_q_heads": 8}),
+        (list(range(1, 1000, 4)), {}),
+        ([300, 9000], {"fp8": True}),
+        ([333, 4097], {"head_dim": 64, "fp8": True}),
+    ],
+)
+def test_decode_equals_attention_over_the_sequence(seq_lens: list[int], options: dict) -> None:
+    case = PagedCase.random([1] * len(seq_lens), seq_lens, **options)
+    out = _decode(case)
+    for seq in range(len(seq_lens)):
+        where, reference = case.reference(seq)
+        assert relative_error(out[where], reference) < BOUND, seq
+
+
+def test_decode_leaves_prefilling_sequences_alone_and_can_run_again() -> None:
+    case = PagedCase.random([1, 7, 1, 30], [4000, 77, 19, 30])
+    workspace = kernels.decode_workspace(64, 8, 128, case.q.device)
+    first, second = _decode(case, workspace), _decode(case, workspace)
+    for seq in (0, 2):
+        where, reference = case.reference(seq)
+        assert relative_error(first[where], reference) < BOUND
+        assert relative_error(second[where], reference) < BOUND
+    for seq in (1, 3):
+        assert first[case.reference(seq)[0]].isnan().all()

@@ -1,0 +1,348 @@
+"""Times the CUDA kernels against their floor: python3 tools/bench_kernels.py [filter].
+
+Each op is captured into a CUDA graph of many launches over rotating inputs larger than L2, and the
+graph's replays are timed with events; the median is printed. Floor: the bytes the op must move at
+the card's copy bandwidth, or its operations at the card's matrix rate (--bandwidth, --flops).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dlcore.ops import kernels
+
+L2_BYTES = 50e6
+EPS = 1e-6
+VOCAB = 151936
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    name: str
+    layers: int
+    hidden: int
+    q_heads: int
+    kv_heads: int
+    inner: int
+    head_dim: int = 128
+
+
+SHAPES = (
+    Shape(name="0.6b", layers=28, hidden=1024, q_heads=16, kv_heads=8, inner=3072),
+    Shape(name="8b", layers=36, hidden=4096, q_heads=32, kv_heads=8, inner=12288),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    op: str
+    shape: str
+    run: Callable[[int], object]  # the i-th launch, over the i-th set of inputs
+    num_sets: int
+    num_bytes: float = 0.0
+    flops: float = 0.0
+    launches: int = 1  # per run
+
+
+def bf16(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.empty(*shape, device="cuda", dtype=torch.bfloat16).normal_(0, scale)
+
+
+def sets_for(num_bytes: float) -> int:
+    return max(2, min(64, int(3 * L2_BYTES / num_bytes) + 1))
+
+
+def new_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def time_us(case: Case, repeats: int = 15) -> float:
+    runs = max(case.num_sets, 20 if case.launches == 1 else 1)
+    torch.cuda.synchronize()  # the inputs were made on another stream
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for i in range(case.num_sets):
+            case.run(i)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for i in range(runs):
+            case.run(i % case.num_sets)
+    times = []
+    for i in range(repeats + 3):
+        start, end = new_event(), new_event()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i >= 3:
+            times.append(start.elapsed_time(end) * 1e3 / runs)
+    return float(statistics.median(times))
+
+
+def linear_cases(tokens: tuple[int, ...], row_tiles: tuple[int, ...]) -> Iterator[Case]:
+    for shape in SHAPES:
+        heads = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+        matrices = (
+            ("qkv", heads, shape.hidden),
+            ("o", shape.hidden, shape.q_heads * shape.head_dim),
+            ("gate_up", shape.inner, shape.hidden),
+            ("down", shape.hidden, shape.inner),
+            ("lm_head", VOCAB, shape.hidden),
+        )
+        for name, n, k in matrices:
+            rows = n * (2 if name == "gate_up" else 1)
+            num_sets = sets_for(2.0 * rows * k)
+            weights = [bf16(rows, k, scale=0.02) for _ in range(num_sets)]
+            for m in tokens:
+                yield from _linear_cases(f"{shape.name} {name}", name, m, n, weights, row_tiles)
+            del weights
+
+
+def _linear_cases(
+    label: str, name: str, m: int, n: int, weights: list[Tensor], row_tiles: tuple[int, ...]
+) -> Iterator[Case]:
+    rows, k = weights[0].shape
+    x, norm, residual = bf16(m, k), bf16(k), bf16(m, n)
+    skinny = functools.partial(kernels.skinny_linear, x)
+    if name in ("qkv", "gate_up"):
+        skinny = functools.partial(skinny, norm_weight=norm, eps=EPS, swiglu=name == "gate_up")
+    elif name == "lm_head":
+        skinny = functools.partial(skinny, out_dtype=torch.float32)
+    else:
+        skinny = functools.partial(skinny, residual=residual)
+    case = functools.partial(
+        Case,
+        shape=f"{label} M{m} {rows}x{k}",
+        num_sets=len(weights),
+        num_bytes=2.0 * (rows * k + m * k + m * n),
+    )
+    for tiles in row_tiles if m <= kernels.MAX_SKINNY_TOKENS else ():
+        run = functools.partial(_with_weight, skinny, weights, tiles)
+        yield case(op=f"skinny_linear/{tiles or 'auto'}", run=run)
+    yield case(op="cublas", run=lambda i: functional.linear(x, weights[i]))
+
+
+def _with_weight(
+    skinny: Callable[..., Tensor], weights: list[Tensor], row_tiles: int, i: int
+) -> Tensor:
+    return skinny(weights[i], row_tiles=row_tiles)
+
+
+def pointwise_cases() -> Iterator[Case]:
+    for shape in SHAPES:
+        for tokens in (1, 64, 2048):
+            label = f"{shape.name} T{tokens}"
+            yield _norm_case(label, shape, tokens)
+            yield _silu_case(label, shape, tokens)
+            yield _rope_case(label, shape, tokens)
+
+
+def _norm_case(label: str, shape: Shape, tokens: int) -> Case:
+    num_sets = sets_for(6.0 * tokens * shape.hidden)
+    x, weight = [bf16(tokens, shape.hidden) for _ in range(num_sets)], bf16(shape.hidden)
+    return Case(
+        op="fused_add_rms_norm",
+        shape=label,
+        num_sets=num_sets,
+        num_bytes=8.0 * tokens * shape.hidden,
+        run=lambda i: kernels.fused_add_rms_norm(x[i], x[i - 1], weight, EPS),
+    )
+
+
+def _silu_case(label: str, shape: Shape, tokens: int) -> Case:
+    gates = [bf16(tokens, 2 * shape.inner) for _ in range(sets_for(4.0 * tokens * shape.inner))]
+    return Case(
+        op="silu_and_mul",
+        shape=label,
+        num_sets=len(gates),
+        num_bytes=6.0 * tokens * shape.inner,
+        run=lambda i: kernels.silu_and_mul(gates[i]),
+    )
+
+
+def _rope_case(label: str, shape: Shape, tokens: int) -> Case:
+    width = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+    qkv = [bf16(tokens, width) for _ in range(sets_for(4.0 * tokens * width))]
+    norm, cos_sin = bf16(shape.head_dim), torch.randn(8192, shape.head_dim, device="cuda")
+    positions = torch.arange(tokens, dtype=torch.int32, device="cuda")
+    cache = bf16(tokens // 16 + 2, 2, shape.kv_heads, 16, shape.head_dim)
+    return Case(
+        op="qk_norm_rope_kv_write",
+        shape=label,
+        num_sets=len(qkv),
+        num_bytes=4.0 * tokens * width + 4.0 * tokens * shape.head_dim,
+        run=lambda i: kernels.qk_norm_rope_kv_write(
+            qkv[i], norm, norm, EPS, cos_sin, positions, positions, cache
+        ),
+    )
+
+
+def paged_kv(
+    shape: Shape, query_lens: list[int], seq_lens: list[int], *, fp8: bool = False
+) -> kernels.PagedKv:
+    blocks_each = [-(-n // 16) for n in seq_lens]
+    total = sum(blocks_each)
+    cache = bf16(total, 2, shape.kv_heads, 16, shape.head_dim)
+    order = torch.randperm(total, dtype=torch.int32)
+    tables = torch.zeros(len(seq_lens), max(blocks_each), dtype=torch.int32)
+    start = 0
+    for s, n in enumerate(blocks_each):
+        tables[s, :n] = order[start : start + n]
+        start += n
+    starts = torch.tensor([0, *query_lens]).cumsum(0).int()
+    return kernels.PagedKv(
+        kv_cache=cache.to(torch.float8_e4m3fn) if fp8 else cache,
+        kv_scales=torch.ones(2, shape.kv_heads, device="cuda") if fp8 else None,
+        query_start_loc=starts.cuda(),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device="cuda"),
+        seq_slots=torch.arange(len(seq_lens), dtype=torch.int32, device="cuda"),
+        block_tables=tables.cuda(),
+        scale=shape.head_dim**-0.5,
+    )
+
+
+def decode_cases() -> Iterator[Case]:
+    for shape in SHAPES:
+        for batch, context in ((1, 300), (1, 32768), (1, 131072), (16, 640), (64, 300), (256, 300)):
+            for fp8 in (False, True):
+                yield _decode_case(shape, batch, context, fp8)
+
+
+def _decode_case(shape: Shape, batch: int, context: int, fp8: bool) -> Case:
+    num_bytes = batch * context * shape.kv_heads * shape.head_dim * (2 if fp8 else 4)
+    seq_lens = [context] * batch
+    kvs = [paged_kv(shape, [1] * batch, seq_lens, fp8=fp8) for _ in range(sets_for(num_bytes))]
+    q = bf16(batch, shape.q_heads, shape.head_dim)
+    workspace = kernels.decode_workspace(batch, shape.kv_heads, shape.head_dim, q.device)
+    return Case(
+        op="decode_attention" + ("/fp8" if fp8 else ""),
+        shape=f"{shape.name} S{batch} ctx{context}",
+        num_sets=len(kvs),
+        num_bytes=float(num_bytes),
+        run=lambda i: kernels.decode_attention(q, kvs[i], torch.empty_like(q), workspace),
+    )
+
+
+def argmax_cases() -> Iterator[Case]:
+    for rows in (1, 64, 256):
+        yield _argmax_case(rows)
+
+
+def _argmax_case(rows: int) -> Case:
+    num_sets = sets_for(4.0 * rows * VOCAB)
+    logits = [torch.randn(rows, VOCAB, device="cuda") for _ in range(num_sets)]
+    sampled, last = torch.zeros(2, rows, dtype=torch.int32, device="cuda").unbind()
+    slots = torch.arange(rows, dtype=torch.int32, device="cuda")
+    workspace = kernels.argmax_workspace(rows, slots.device)
+    return Case(
+        op="argmax",
+        shape=f"S{rows}",
+        num_sets=num_sets,
+        num_bytes=4.0 * rows * VOCAB,
+        run=lambda i: kernels.argmax(logits[i], slots, sampled, last, workspace),
+    )
+
+
+def decode_step_cases() -> Iterator[Case]:
+    """All layers of a decode step with their own weights, the head and the argmax: one graph."""
+    for shape in SHAPES:
+        for batch in (1, 8, 16):
+            step = DecodeStep(shape, batch, context=256)
+            yield Case(
+                op="decode_step",
+                shape=f"{shape.name} S{batch} ctx256",
+                run=step.run,
+                num_sets=1,
+                num_bytes=step.num_bytes,
+                launches=shape.layers * 6 + 2,
+            )
+            del step
+
+
+class DecodeStep:
+    def __init__(self, shape: Shape, batch: int, context: int) -> None:
+        d, width = shape.head_dim, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+        self.shape = shape
+        self.layers = [
+            (
+                bf16(width, shape.hidden, scale=0.02),
+                bf16(shape.hidden, shape.q_heads * d, scale=0.02),
+                bf16(2 * shape.inner, shape.hidden, scale=0.02),
+                bf16(shape.hidden, shape.inner, scale=0.02),
+                paged_kv(shape, [1] * batch, [context] * batch),
+            )
+            for _ in range(shape.layers)
+        ]
+        self.head = bf16(VOCAB, shape.hidden, scale=0.02)
+        self.norm, self.head_norm = bf16(shape.hidden), bf16(d)
+        self.x = bf16(batch, shape.hidden)
+        self.cos_sin = torch.randn(8192, d, device="cuda")
+        kv = self.layers[0][4]
+        self.positions = kv.seq_lens - 1
+        self.slots = (kv.block_tables[:, -1] * 16 + 15).contiguous()
+        self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
+        self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
+        self.attention_space = kernels.decode_workspace(batch, shape.kv_heads, d, self.x.device)
+        self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
+        weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
+        cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
+        self.num_bytes = weights + cache + 2.0 * self.head.numel()
+
+    def run(self, _: int) -> None:
+        x, linear = self.x, kernels.skinny_linear
+        for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
+            qkv = linear(x, qkv_w, norm_weight=self.norm, eps=EPS)
+            norm, positions, slots = self.head_norm, self.positions, self.slots
+            q = kernels.qk_norm_rope_kv_write(
+                qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache
+            )
+            out = torch.empty_like(q)
+            kernels.decode_attention(q, kv, out, self.attention_space)
+            x = linear(out.view(out.shape[0], -1), o_w, residual=x)
+            inner = linear(x, gate_up_w, norm_weight=self.norm, eps=EPS, swiglu=True)
+            x = linear(inner, down_w, residual=x)
+        logits = linear(x, self.head, norm_weight=self.norm, eps=EPS, out_dtype=torch.float32)
+        kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("filter", nargs="?", default="", help="only ops whose name contains this")
+    parser.add_argument("--bandwidth", type=float, default=3.03e12, help="bytes/s of a copy")
+    parser.add_argument("--flops", type=float, default=807e12, help="bf16 operations/s")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16])
+    parser.add_argument("--row-tiles", type=int, nargs="*", default=[0])
+    args = parser.parse_args()
+    groups = {
+        "decode_step": decode_step_cases,
+        "pointwise": pointwise_cases,
+        "argmax": argmax_cases,
+        "decode_attention": decode_cases,
+        "linear": lambda: linear_cases(tuple(args.tokens), tuple(args.row_tiles)),
+    }
+    print(f"{'op':<24}{'shape':<30}{'us':>10}{'rate':>16}{'% of floor':>12}")
+    for name, cases in groups.items():
+        if args.filter and not any(part in name for part in args.filter.split(",")):
+            continue
+        for case in cases():
+            us = time_us(case)
+            rate = f"{case.num_bytes / us / 1e3:.0f} GB/s"
+            floor_us = case.num_bytes / args.bandwidth * 1e6
+            if case.flops:
+                rate = f"{case.flops / us / 1e6:.0f} TFLOP/s"
+                floor_us = case.flops / args.flops * 1e6
+            line = f"{case.op:<24}{case.shape:<30}{us:>10.2f}{rate:>16}{100 * floor_us / us:>12.1f}"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
