@@ -62,7 +62,8 @@ std::string ResolveAll(void* library, CudaDriver* d) {
 Status LoadInto(CudaDriver* driver) {
   void* library = ::dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    const char* reason = ::dlerror();
+    // Thread-safe in glibc: the message is per thread.
+    const char* reason = ::dlerror();  // NOLINT(concurrency-mt-unsafe)
     return Status::Unavailable(std::string("device 'cuda': cannot load ") + kLibrary + " (" +
                                (reason != nullptr ? reason : "unknown reason") +
                                "); install the NVIDIA driver or use device='cpu'");
