@@ -7,7 +7,8 @@ figures are those of a front end with two cores. The null core takes `step-us` m
 0 shows the most the front end can deliver (a slow reader gets several tokens in a chunk); a
 realistic step shows whether every token still gets its own chunk. "cores" says which threads of
 the server were busy: where the event loop is near 1 and the engine's thread is not, the engine is
-not what limits. With --profile, py-spy samples the server under each load.
+not what limits. "tokens_per_loop_cpu_s" holds on a busy machine too. With --profile, py-spy samples
+the server under each load.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def measure(args: argparse.Namespace, step_us: int, clients: int) -> dict[str, o
         used = thread_ticks(pid) - before
         if profiler is not None:
             profiler.wait(timeout=60)
-    ticks = result.seconds * os.sysconf("SC_CLK_TCK")
+    hertz = os.sysconf("SC_CLK_TCK")
     return {
         "step_us": step_us,
         "clients": clients,
@@ -148,7 +149,8 @@ def measure(args: argparse.Namespace, step_us: int, clients: int) -> dict[str, o
         "tpot_p50_ms": result.tpot_p50,
         "itl_p99_ms": result.itl_p99,
         "chunks_per_token": round(result.chunks / max(1, result.tokens), 3),
-        "cores": {name: round(n / ticks, 2) for name, n in used.most_common(4)},
+        "cores": {name: round(n / hertz / result.seconds, 2) for name, n in used.most_common(4)},
+        "tokens_per_loop_cpu_s": round(result.tokens * hertz / max(1, used["loop"])),
         "failed": result.failed,
         "errors": result.errors,
     }

@@ -184,7 +184,7 @@ void EngineLoop::DrainDevice() {
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   }
-  drained_.store(pipeline_->in_flight() == 0);
+  drained_.store(pipeline_->settled());
 }
 
 void EngineLoop::PublishStats() {

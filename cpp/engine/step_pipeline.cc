@@ -37,14 +37,22 @@ Status StepPipeline::Launch(const StepPlan& plan) {
   slot.key = chosen.key;
   slot.num_rows = plan.num_rows;
   const size_t used = builder_.Fill(plan, chosen.key, slot.mirror->bytes());
-  const auto input = slot.mirror->bytes().first(used);
+  Status status = Enqueue(slot, chosen, used);
+  if (status.ok()) {
+    ++in_flight_;
+  } else {
+    half_enqueued_ = device_->asynchronous();
+  }
+  return status;
+}
+
+Status StepPipeline::Enqueue(Slot& slot, const GraphTable::Selection& chosen, size_t input_bytes) {
+  const auto input = slot.mirror->bytes().first(input_bytes);
   const auto output = slot.output->bytes().first(slot.view.Bytes(chosen.key));
   if (Status s = stream_->CopyToDevice(arenas_.input, input); !s.ok()) return s;
   if (Status s = chosen.executable->Launch(chosen.key, *stream_); !s.ok()) return s;
   if (Status s = stream_->CopyToHost(output, arenas_.output); !s.ok()) return s;
-  if (Status s = slot.done_event->Record(*stream_); !s.ok()) return s;
-  ++in_flight_;
-  return {};
+  return slot.done_event->Record(*stream_);
 }
 
 StepResult StepPipeline::OldestResult() {

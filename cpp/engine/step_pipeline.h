@@ -30,6 +30,8 @@ class StepPipeline {
   GraphTable& graphs() { return graphs_; }
   [[nodiscard]] bool asynchronous() const { return device_->asynchronous(); }
   [[nodiscard]] int in_flight() const { return in_flight_; }
+  // True when the device has no more business with our buffers.
+  [[nodiscard]] bool settled() const { return in_flight_ == 0 && !half_enqueued_; }
 
   Status BindThread() { return device_->BindThread(); }
   // Fills a mirror and enqueues copy, executable, copy back and event.
@@ -53,6 +55,7 @@ class StepPipeline {
 
   StepPipeline(const StepLimits& limits, std::unique_ptr<Device> device, Engine::Arenas arenas);
   Status Allocate(const StepLimits& limits);
+  Status Enqueue(Slot& slot, const GraphTable::Selection& chosen, size_t input_bytes);
   Slot& Oldest() { return slots_[num_popped_ % kDepth]; }
 
   std::unique_ptr<Device> device_;
@@ -62,6 +65,7 @@ class StepPipeline {
   StepBuilder builder_;
   GraphTable graphs_;
   int in_flight_ = 0;
+  bool half_enqueued_ = false;  // a launch failed after its copy was enqueued
   uint64_t num_popped_ = 0;
 };
 

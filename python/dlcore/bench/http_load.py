@@ -212,16 +212,20 @@ async def _read_stream(response: aiohttp.ClientResponse) -> tuple[list[float], i
     """When each piece of the answer came, and the server's count of tokens."""
     arrivals: list[float] = []
     count = 0
-    async for line in response.content:
-        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-            continue
+    rest = b""
+    # Whole reads, not lines: a client that is slow to read slows the server.
+    async for data in response.content.iter_any():
         now = time.perf_counter()
-        if b'"usage"' in line:
-            event = json.loads(line[6:])
-            if event.get("usage") and not event.get("choices"):
-                count = event["usage"]["completion_tokens"]
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                 continue
-        arrivals.append(now)
+            if b'"usage"' in line:
+                event = json.loads(line[6:])
+                if event.get("usage") and not event.get("choices"):
+                    count = event["usage"]["completion_tokens"]
+                    continue
+            arrivals.append(now)
     return arrivals, count
 
 

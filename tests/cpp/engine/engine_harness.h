@@ -28,7 +28,8 @@ inline EngineOptions SmallOptions() {
 class EngineHarness {
  public:
   explicit EngineHarness(const EngineOptions& options = SmallOptions(), FakeGpu* gpu = nullptr)
-      : input_(StepLayout::MaxInputBytes(options.limits)),
+      : gpu_(gpu),
+        input_(StepLayout::MaxInputBytes(options.limits)),
         output_(StepLayout::MaxOutputBytes(options.limits)) {
     const Engine::Arenas arenas{reinterpret_cast<uint64_t>(input_.data()),
                                 reinterpret_cast<uint64_t>(output_.data())};
@@ -38,6 +39,13 @@ class EngineHarness {
     EXPECT_TRUE(Engine::Create(options, std::move(device), arenas, &engine_).ok());
     EXPECT_TRUE(engine_->SetExactExecutable(std::move(model)).ok());
   }
+
+  ~EngineHarness() {
+    engine_->Stop();
+    if (gpu_ != nullptr) gpu_->Abort();  // a stalled device must not write to freed arenas
+  }
+  EngineHarness(const EngineHarness&) = delete;
+  EngineHarness& operator=(const EngineHarness&) = delete;
 
   Engine& engine() { return *engine_; }
 
@@ -82,6 +90,7 @@ class EngineHarness {
   [[nodiscard]] size_t num_rows() const { return num_rows_; }
 
  private:
+  FakeGpu* gpu_;
   std::vector<std::byte> input_;
   std::vector<std::byte> output_;
   std::map<RequestId, std::vector<TokenId>> tokens_;

@@ -97,15 +97,18 @@ class Hanging final : public Executable {
 };
 
 TEST_F(FailureTest, AModelThatNeverReturnsIsReportedAndStopIsBounded) {
-  static std::vector<std::byte> input(StepLayout::MaxInputBytes(SmallOptions().limits));
-  static std::vector<std::byte> output(StepLayout::MaxOutputBytes(SmallOptions().limits));
+  // Never freed: the thread that is left behind may still write there.
+  static auto* const input =
+      new std::vector<std::byte>(StepLayout::MaxInputBytes(SmallOptions().limits));
+  static auto* const output =
+      new std::vector<std::byte>(StepLayout::MaxOutputBytes(SmallOptions().limits));
   const auto hang = std::make_shared<std::atomic<bool>>(true);
   EngineOptions options = SmallOptions();
   options.watchdog_timeout_s = 0.2;
   std::unique_ptr<Engine> engine;
   ASSERT_TRUE(Engine::Create(options, NewCpuDevice(),
-                             {reinterpret_cast<uint64_t>(input.data()),
-                              reinterpret_cast<uint64_t>(output.data())},
+                             {reinterpret_cast<uint64_t>(input->data()),
+                              reinterpret_cast<uint64_t>(output->data())},
                              &engine)
                   .ok());
   ASSERT_TRUE(engine->SetExactExecutable(std::make_unique<Hanging>(hang)).ok());

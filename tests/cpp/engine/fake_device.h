@@ -24,11 +24,17 @@ class FakeGpu {
     std::thread([state = state_] { Work(*state); }).detach();
   }
   ~FakeGpu() {
-    // What was still enqueued never runs: its memory may be gone.
-    const std::lock_guard lock(state_->mutex);
-    state_->queue.clear();
+    Abort();
     state_->ended = true;
     state_->wake.notify_all();
+  }
+
+  // Forgets what is enqueued and waits for what runs: memory may go after this.
+  void Abort() {
+    std::unique_lock lock(state_->mutex);
+    state_->queue.clear();
+    state_->open = false;
+    state_->wake.wait(lock, [this] { return !state_->busy; });
   }
 
   // Closed: nothing that was or will be enqueued runs.
@@ -54,6 +60,7 @@ class FakeGpu {
     std::condition_variable wake;
     std::deque<Operation> queue;  // guarded by mutex
     bool open = true;             // guarded by mutex
+    bool busy = false;            // guarded by mutex
     std::atomic<bool> ended{false};
     std::atomic<bool> fail_launches{false};
     std::atomic<bool> fail_events{false};
@@ -70,9 +77,12 @@ class FakeGpu {
       }
       const Operation operation = std::move(state.queue.front());
       state.queue.pop_front();
+      state.busy = true;
       lock.unlock();
       operation();
       lock.lock();
+      state.busy = false;
+      state.wake.notify_all();
     }
   }
 

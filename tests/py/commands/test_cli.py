@@ -33,6 +33,9 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"dlcore {name}" in result.output
+    described = [line for line in result.output.splitlines() if line.startswith("  -")]
+    assert len(described) >= 2  # arguments are explained in the text, options in the list
+    assert "\n  [MODEL]" not in result.output
 
 
 def test_help_lists_every_command_and_imports_none() -> None:
