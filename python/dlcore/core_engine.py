@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dlcore.completion_state import CoreLogprobs
+from dlcore.engine_client import EngineDeadError, QueueFullError
+from dlcore.sampling_params import ParameterError
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -44,3 +46,22 @@ class CoreEngine(Protocol):
     def stats(self) -> dict[str, float]: ...
     def debug_string(self) -> str: ...
     def stop(self) -> None: ...
+
+
+def refusal(text: str) -> Exception | None:
+    """A core in another process refuses a request by an error row: "KIND: why". What
+    `submit` would have raised here, or None for an error of a request that was taken."""
+    kind, _, why = text.partition(": ")
+    if kind == "invalid":
+        return parameter_error(why)
+    if kind == "queue_full":
+        return QueueFullError(why)
+    if kind == "unavailable":
+        return EngineDeadError(why)
+    return None
+
+
+def parameter_error(message: str) -> ParameterError:
+    """The core's message begins with the field at fault."""
+    field_name, _, rest = message.partition(" ")
+    return ParameterError(field_name.rstrip(":"), rest or message)

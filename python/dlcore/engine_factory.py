@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dlcore import _core
 from dlcore.config import EngineConfig
 from dlcore.core_request import RequestLimits
@@ -21,9 +23,13 @@ def open_session(config: EngineConfig) -> EngineSession:
     return session
 
 
+def tokenizer_folder(loaded: LoadedEngine) -> Path:
+    config = loaded.config
+    return find_model_folder(config.tokenizer) if config.tokenizer else loaded.model_config.path
+
+
 def _served_model(loaded: LoadedEngine) -> ServedModel:
     config, model = loaded.config, loaded.model_config
-    folder = find_model_folder(config.tokenizer) if config.tokenizer else model.path
     return ServedModel(
         name=config.model_name,
         limits=RequestLimits(
@@ -35,6 +41,6 @@ def _served_model(loaded: LoadedEngine) -> ServedModel:
         max_num_seqs=loaded.options.max_num_seqs,
         block_size=config.block_size,
         eos_token_ids=frozenset(model.eos_token_ids),
-        tokenizer=Tokenizer.from_folder(folder),
+        tokenizer=Tokenizer.from_folder(tokenizer_folder(loaded)),
         generation_defaults=model.generation_defaults,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from dlcore import _core
 from dlcore.completion_state import FINISH_ERROR, CompletionState
-from dlcore.core_engine import CoreEngine, CoreOutputBatch
+from dlcore.core_engine import CoreEngine, CoreOutputBatch, parameter_error, refusal
 from dlcore.core_request import (
     RequestLimits,
     check_request,
@@ -132,6 +132,10 @@ class EngineSession:
                 request.num_cached_tokens = cached
             if finish == FINISH_ERROR and not self.is_alive():
                 raise EngineDeadError(batch.error(row))
+            if finish == FINISH_ERROR and (refused := refusal(batch.error(row))) is not None:
+                self.forget(request)
+                request.sink(refused)
+                continue
             self._read_prompt_logprobs(batch, row, request)
             if not ids and not finish:
                 continue
@@ -213,7 +217,7 @@ class EngineSession:
                 cache_salt=state.cache_salt.encode("utf-8"),
             )
         except ValueError as error:
-            raise _parameter_error(error) from None
+            raise parameter_error(str(error)) from None
         except _core.QueueFull as error:
             raise QueueFullError(str(error)) from None
         except _core.EngineUnavailable as error:
@@ -245,9 +249,3 @@ class EngineSession:
         rows: Sequence[Any] = batch.prompt_logprobs(row)
         if rows:
             request.add_prompt_logprobs(rows, self.model.tokenizer)
-
-
-def _parameter_error(error: ValueError) -> ParameterError:
-    """The core's message begins with the field at fault."""
-    field_name, _, rest = str(error).partition(" ")
-    return ParameterError(field_name.rstrip(":"), rest or str(error))

@@ -18,6 +18,7 @@ from dlcore.commands.flags import (
 )
 from dlcore.config import Environment
 from dlcore.engine_client import EngineClient
+from dlcore.frontends.supervisor import run_frontends
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import run_server
 
@@ -74,7 +75,11 @@ def serve(model: str | None, **flags: Any) -> int:
     if not settings["api_key"] and environment_key:
         settings["api_key"] = (environment_key,)
 
+    serve_config = ServeConfig(**settings)
+    if serve_config.frontends > 1:
+        return run_frontends(config, serve_config)
+
     async def make_engine() -> EngineClient:
         return dlcore.AsyncLLM.from_config(config)
 
-    return run_server(ServeConfig(**settings), make_engine)
+    return run_server(serve_config, make_engine)

@@ -19,6 +19,7 @@ def _opt(default: Any, help: str) -> Any:
 class ServeConfig:
     host: str = _opt("127.0.0.1", "Address to listen on; loopback unless you say otherwise.")
     port: int = _opt(8000, "Port to listen on; 0 picks a free one.")
+    frontends: int = _opt(1, "HTTP processes in front of the engine; more for small, fast models.")
     grpc_port: int | None = _opt(None, "Also serve gRPC (dlcore.v1) here; 0 picks a free port.")
     served_model_name: tuple[str, ...] = _opt((), "Names clients may ask for; the first is shown.")
 
@@ -69,6 +70,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be in [0, 65535], got {self.port}")
+        if self.frontends < 1:
+            raise ValueError(f"frontends must be at least 1, got {self.frontends}")
         if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
             raise ValueError(f"grpc_port must be in [0, 65535], got {self.grpc_port}")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):

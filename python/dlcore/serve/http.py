@@ -9,15 +9,17 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
 from dlcore.serve.auth import load_api_keys
 from dlcore.serve.config import ServeConfig
-from dlcore.serve.context import make_context
+from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
 from dlcore.serve.rpc.server import RpcConfig, RpcServer
 from dlcore.serve.server import make_server
@@ -38,32 +40,50 @@ def run_server(config: ServeConfig, make_engine: MakeEngine) -> int:
     `make_engine` runs on the server's event loop, once the port is known to be free.
     """
     configure_logging(config.log_level, access_log=config.access_log)
+    checked = checked_keys(config)
+    listener = bind_or_explain(config) if checked is not None else None
+    if checked is None or listener is None:
+        return 1
+    with contextlib.closing(listener):
+        return run(serve(checked, make_engine, listener))
+
+
+def checked_keys(config: ServeConfig) -> ServeConfig | None:
+    """`config` with the key file's keys, or None after saying what is wrong with it."""
     try:
-        config = replace(
-            config,
-            api_key=load_api_keys(config.api_key, config.api_key_file, None),
-        )
+        keys = load_api_keys(config.api_key, config.api_key_file, None)
     except ValueError as exc:
         sys.stderr.write(f"error: {exc}\n")
-        return 1
+        return None
+    return replace(config, api_key=keys)
+
+
+def bind_or_explain(config: ServeConfig) -> socket.socket | None:
     try:
-        listener = bind(config.host, config.port)
+        return bind(config.host, config.port)
     except OSError as exc:
         sys.stderr.write(f"error: {_bind_error(config, exc)}\n")
-        return 1
-    run = asyncio.run if uvloop is None else uvloop.run
-    with contextlib.closing(listener):
-        return run(serve(config, make_engine, listener))
+        return None
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises OSError."""
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """asyncio.run on the fastest event loop there is."""
+    return asyncio.run(main) if uvloop is None else int(uvloop.run(main))
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket that does not listen yet; `shared` lets other front ends bind it too.
+
+    Raises OSError.
+    """
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError:
         listener.close()
@@ -71,7 +91,13 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(config: ServeConfig, make_engine: MakeEngine, listener: socket.socket) -> int:
+async def serve(
+    config: ServeConfig,
+    make_engine: MakeEngine,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[ServerContext], None] | None = None,
+) -> int:
     began = time.monotonic()
     engine = await make_engine()
     loaded = time.monotonic()
@@ -90,7 +116,7 @@ async def serve(config: ServeConfig, make_engine: MakeEngine, listener: socket.s
                 now - loaded,
             )
 
-        server.on_ready = announce
+        server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
         await server.serve(sockets=[listener])
         if rpc is not None:
             await rpc.stop(0 if server.force_exit else config.drain_timeout or None)

@@ -79,8 +79,11 @@ class Metrics:
             "http_requests", "HTTP responses.", ["method", "handler", "status"],
             registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_EngineCollector(stats, self.labels))
         self.registry.register(_HistogramCollector(self._histograms(), self.labels))
+        self._engine_registry = CollectorRegistry()
+        self._engine_registry.register(_EngineCollector(stats, self.labels))
+        # With several front ends: adds theirs to what this one counted.
+        self.merge: Callable[[bytes], bytes] = lambda own: own
 
     def count_finished(self, reason: str) -> None:
         self._finished.labels(*self.labels.values(), reason).inc()
@@ -89,6 +92,10 @@ class Metrics:
         self._http.labels(method, handler, str(status)).inc()
 
     def render(self) -> bytes:
+        return self.merge(self.render_own()) + generate_latest(self._engine_registry)
+
+    def render_own(self) -> bytes:
+        """What this process counted itself, without the engine's counters."""
         return generate_latest(self.registry)
 
     def _histograms(self) -> list[Histogram]:

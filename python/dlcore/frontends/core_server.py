@@ -1,0 +1,180 @@
+"""The engine process's side: rows from the core to the front ends, requests from them to it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import zmq
+
+from dlcore import _core
+from dlcore.completion_state import FINISH_ERROR
+from dlcore.core_engine import CoreEngine, CoreOutputBatch
+from dlcore.frontends.endpoint import Context, EndpointOwner
+from dlcore.frontends.messages import (
+    Abort,
+    Outputs,
+    Rejected,
+    Snapshot,
+    Stats,
+    Submit,
+    decode_to_engine,
+    encode,
+    worker_of,
+)
+
+STATS_INTERVAL_S = 0.25
+POLL_S = 0.05
+
+MakeConstraint = Callable[[dict[str, Any]], object]
+
+
+class CoreServer:
+    """Two threads: one takes requests, one hands out outputs and counters.
+
+    A socket belongs to one thread: what the request thread has to say to a front end goes
+    through `_rejected`.
+    """
+
+    def __init__(
+        self, core: CoreEngine, num_workers: int, make_constraint: MakeConstraint | None = None
+    ) -> None:
+        self._core = core
+        self._make_constraint = make_constraint
+        self._owner = EndpointOwner()
+        self.endpoint = self._owner.endpoint
+        self._context: Context = zmq.Context()
+        self._requests = self._owner.bind(self._context, zmq.PULL, self.endpoint.requests)
+        self._outputs = [
+            self._owner.bind(self._context, zmq.PUSH, self.endpoint.outputs(worker))
+            for worker in range(num_workers)
+        ]
+        self._snapshots: dict[int, dict[str, float]] = {}
+        self._rejected: list[Rejected] = []
+        self._with_logprobs: set[int] = set()
+        self._live: set[int] = set()
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._take_requests, name="frontend-requests", daemon=True),
+            threading.Thread(target=self._hand_out, name="frontend-outputs", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Idempotent. The core is the caller's to stop."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._context.destroy(linger=0)
+        self._owner.remove()
+
+    def forget_worker(self, worker: int) -> None:
+        """A front end died: its requests have no reader any more. Any thread."""
+        self._snapshots.pop(worker, None)
+        orphans = [core_id for core_id in list(self._live) if worker_of(core_id) == worker]
+        self._core.abort(orphans)
+
+    # ---- requests
+
+    def _take_requests(self) -> None:
+        while not self._stopping.is_set():
+            if not self._requests.poll(POLL_S * 1000):
+                continue
+            try:
+                message = decode_to_engine(self._requests.recv())
+            except msgspec.MsgspecError:
+                continue  # not from a front end of this version
+            match message:
+                case Submit():
+                    self._submit(message)
+                case Abort(ids=ids):
+                    self._core.abort(ids)
+                case Snapshot(worker=worker, metrics=metrics):
+                    self._snapshots[worker] = metrics
+
+    def _submit(self, message: Submit) -> None:
+        params = message.params
+        if params.get("logprobs", -1) >= 0 or params.get("prompt_logprobs", -1) >= 0:
+            self._with_logprobs.add(message.id)
+        extra = {}
+        self._live.add(message.id)
+        try:
+            if message.structured is not None and self._make_constraint is not None:
+                extra["constraint"] = self._make_constraint(message.structured)
+            self._core.submit(
+                message.id,
+                np.frombuffer(message.prompt, dtype=np.int32),
+                _core.SamplingParams(**params),
+                priority=message.priority,
+                cache_salt=message.cache_salt,
+                **extra,
+            )
+        except ValueError as error:
+            self._reject(message.id, "invalid", str(error))
+        except _core.QueueFull as error:
+            self._reject(message.id, "queue_full", str(error))
+        except _core.EngineUnavailable as error:
+            self._reject(message.id, "unavailable", str(error))
+
+    def _reject(self, core_id: int, kind: str, message: str) -> None:
+        self._ended(core_id)
+        self._rejected.append(Rejected(core_id, kind, message))
+
+    # ---- outputs
+
+    def _hand_out(self) -> None:
+        next_stats = 0.0
+        while not self._stopping.is_set():
+            # Short while something was refused: its client waits for the word.
+            batch = self._core.poll(POLL_S if not self._rejected else 0.0)
+            if batch is not None:
+                self._send_rows(batch)
+            while self._rejected:
+                rejected = self._rejected.pop(0)
+                self._send(worker_of(rejected.id), encode(rejected))
+            now = time.monotonic()
+            if now >= next_stats:
+                next_stats = now + STATS_INTERVAL_S
+                self._broadcast(Stats(dict(self._core.stats()), dict(self._snapshots)))
+
+    def _broadcast(self, stats: Stats) -> None:
+        data = encode(stats)
+        for worker in range(len(self._outputs)):
+            self._send(worker, data)
+
+    def _send(self, worker: int, data: bytes) -> None:
+        # A front end that is gone misses its rows; the others must not wait for it.
+        with contextlib.suppress(zmq.Again):
+            self._outputs[worker].send(data, zmq.DONTWAIT)
+
+    def _send_rows(self, batch: CoreOutputBatch) -> None:
+        outputs: dict[int, Outputs] = defaultdict(lambda: Outputs([]))
+        for i, row in enumerate(batch.rows()):
+            core_id, finish = row[0], row[2]
+            message = outputs[worker_of(core_id)]
+            if core_id in self._with_logprobs:
+                message.logprobs[len(message.rows)] = list(batch.logprobs(i))
+                prompt = batch.prompt_logprobs(i)
+                if prompt:
+                    message.prompt_logprobs[len(message.rows)] = list(prompt)
+            if finish:
+                self._ended(core_id)
+            if finish == FINISH_ERROR:
+                message.errors[len(message.rows)] = batch.error(i)
+            message.rows.append(row)
+        for worker, message in outputs.items():
+            self._send(worker, encode(message))
+
+    def _ended(self, core_id: int) -> None:
+        self._live.discard(core_id)
+        self._with_logprobs.discard(core_id)

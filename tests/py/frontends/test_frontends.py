@@ -1,0 +1,251 @@
+"""Several front ends before one engine: the same answers, one page of metrics, no one missed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import zmq
+
+from dlcore.bundled_model import make_config
+from dlcore.core_engine import refusal
+from dlcore.engine_client import EngineDeadError, QueueFullError
+from dlcore.frontends.core_server import CoreServer
+from dlcore.frontends.metrics import samples, summed
+from dlcore.frontends.remote_core import RemoteBatch, RemoteCore, RemoteParams
+from dlcore.runner import build_engine
+from dlcore.sampling_params import ParameterError
+
+SERVE = (sys.executable, "-m", "dlcore", "serve", "--frontends", "2", "--device", "cpu")
+
+
+class Served:
+    """`dlcore serve --frontends 2` as a process."""
+
+    def __init__(self, *flags: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        command = [*SERVE, "--port", str(self.port), "--no-access-log", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.base = f"http://127.0.0.1:{self.port}"
+        until(lambda: any("is ready" in line for line in self.log), 60)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+    def children(self) -> set[int]:
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return {int(pid) for pid in listing.split()}
+
+    def metric(self, name: str) -> float:
+        page = httpx.get(f"{self.base}/metrics", timeout=30).text
+        values = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", page, re.M)
+        return sum(float(value) for value in values)
+
+    def ask(self, count: int) -> httpx.Response:
+        """On a new connection each time, so that the kernel spreads them."""
+        body = {"prompt": [1, 2, 3], "max_tokens": count, "ignore_eos": True}
+        return httpx.post(f"{self.base}/v1/completions", json=body, timeout=60)
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = self.process.wait(20)
+        self._reader.join(5)
+        return code
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    server = Served("--load-format", "null")
+    yield server
+    assert server.end() == 0
+
+
+def test_every_request_gets_its_tokens_whichever_front_end_takes_it(served: Served) -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: served.ask(10 + i), range(32)))
+    counts = [answer.json()["usage"]["completion_tokens"] for answer in answers]
+    assert counts == [10 + i for i in range(32)]
+    assert len(served.children()) == 2
+
+
+def test_one_metrics_page_counts_for_all(served: Served) -> None:
+    name = "dlcore:request_success_total"
+    time.sleep(1.2)  # front ends tell each other twice a second
+    before = served.metric(name)
+    for _ in range(20):
+        served.ask(3)
+    time.sleep(1.2)
+    assert {served.metric(name) - before for _ in range(6)} == {20.0}
+
+
+def test_a_dead_front_end_is_replaced_and_its_requests_end(served: Served) -> None:
+    victims = served.children()
+    body = {"prompt": [1], "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(httpx.Client(base_url=served.base, timeout=60))
+            stack.enter_context(client.stream("POST", "/v1/completions", json=body))
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        until(lambda: len(served.children()) == 2 and not victims & served.children())
+    time.sleep(2.5)  # both listen again
+    assert served.ask(5).status_code == 200
+    until(lambda: served.metric("dlcore:num_requests_running") == 0)
+
+
+def test_sigterm_lets_requests_finish() -> None:
+    server = Served()  # the bundled model: slow enough to be caught at work
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(server.ask, 200) for _ in range(4)]
+        until(lambda: server.metric("dlcore:num_requests_running") == 4)
+        server.process.terminate()
+        counts = [p.result().json()["usage"]["completion_tokens"] for p in pending]
+    assert counts == [200] * 4
+    assert server.process.wait(20) == 0
+
+
+def test_a_taken_port_is_one_clear_line(served: Served) -> None:
+    command = [*SERVE, "--load-format", "null", "--port", str(served.port)]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 1
+    assert f"port {served.port} is in use" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_front_ends_do_not_outlive_their_engine() -> None:
+    server = Served("--load-format", "null")
+    children = server.children()
+    server.process.kill()
+    server.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children))
+
+
+# ---- the wire
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[CoreServer, RemoteCore]]:
+    loaded = build_engine(make_config(None, {"load_format": "null", "device": "cpu"}))
+    server = CoreServer(loaded.core, 1)
+    loaded.core.start()
+    server.start()
+    remote = RemoteCore(server.endpoint, 0)
+    assert remote.wait_ready(10)
+    yield server, remote
+    remote.stop()
+    server.stop()
+    loaded.core.stop()
+
+
+def rows_of(remote: RemoteCore) -> RemoteBatch:
+    batch: list[RemoteBatch] = []
+
+    def arrived() -> bool:
+        found = remote.poll(0.1)
+        if found is not None:
+            batch.append(found)
+        return bool(batch)
+
+    until(arrived)
+    return batch[0]
+
+
+def test_a_request_reaches_the_core_and_its_tokens_come_back(
+    pair: tuple[CoreServer, RemoteCore],
+) -> None:
+    _, remote = pair
+    remote.submit(7, np.array([1, 2], np.int32), RemoteParams(max_tokens=5, ignore_eos=True))
+    tokens: list[int] = []
+    finish = 0
+    while not finish:
+        for core_id, new, finish, _, _ in rows_of(remote).rows():
+            assert core_id == 7
+            tokens += new
+    assert len(tokens) == 5
+    assert finish == 2
+
+
+def test_the_folder_is_private_and_a_peer_without_the_key_is_not_heard(
+    pair: tuple[CoreServer, RemoteCore],
+) -> None:
+    server, remote = pair
+    assert stat.S_IMODE(os.stat(server.endpoint.folder).st_mode) == 0o700
+    with zmq.Context() as context, context.socket(zmq.PULL) as stranger:
+        stranger.connect(server.endpoint.outputs(0))
+        # Counters are sent several times a second; without the key none may arrive.
+        assert stranger.poll(1000) == 0
+    before = dict(remote.stats())
+    until(lambda: remote.stats() is not before)
+
+
+def test_what_the_core_refuses_comes_back_as_what_it_would_have_raised(
+    pair: tuple[CoreServer, RemoteCore],
+) -> None:
+    _, remote = pair
+    remote.submit(7, np.array([1], np.int32), RemoteParams(max_tokens=1, top_k=-5))
+    batch = rows_of(remote)
+    assert [row[0] for row in batch.rows()] == [7]
+    error = refusal(batch.error(0))
+    assert isinstance(error, ParameterError)
+    assert error.param == "top_k"
+
+
+def test_a_predecessors_rows_are_nobodys() -> None:
+    loaded = build_engine(make_config(None, {"load_format": "null", "device": "cpu"}))
+    server = CoreServer(loaded.core, 1)
+    loaded.core.start()
+    server.start()
+    first = RemoteCore(server.endpoint, 0, 0)
+    first.submit(7, np.array([1], np.int32), RemoteParams(max_tokens=1000, ignore_eos=True))
+    first.stop()
+    second = RemoteCore(server.endpoint, 0, 1)
+    assert second.wait_ready(10)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        batch = second.poll(0.1)
+        assert batch is None or {row[0] for row in batch.rows()} == {0}
+    second.stop()
+    server.stop()
+    loaded.core.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("queue_full: x", QueueFullError), ("unavailable: x", EngineDeadError)]
+)
+def test_refusals_keep_their_kind(text: str, kind: type[Exception]) -> None:
+    assert isinstance(refusal(text), kind)
+    assert refusal("the step failed: out of memory") is None
+
+
+def test_sums_are_over_all_front_ends() -> None:
+    page = b'# TYPE a counter\na{x="1"} 2.0\na{x="2"} 3.0\n'
+    whole = samples(summed(page, [{'a{x="1"}': 5.0}, {'a{x="3"}': 1.0}]))
+    assert whole == {'a{x="1"}': 7.0, 'a{x="2"}': 3.0, 'a{x="3"}': 1.0}
