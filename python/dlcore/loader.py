@@ -135,7 +135,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
             for name, entry in header.items()
         }
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: its header is no JSON object ({error})") from error
+        raise CheckpointError(f"{path} is damaged: its header is not JSON: {error}") from error
 
 
 def _stored_tensor(path: Path, data: mmap.mmap, name: str, entry: Any, base: int) -> StoredTensor:

@@ -29,15 +29,20 @@ class EagerStep:
     )
 
     def __call__(self, key: _core.StepKey) -> None:
-        is_cuda = self.arenas.input.is_cuda
-        if is_cuda:
+        device = self.arenas.input.device
+        if device.type == "cpu":
+            self._run(key)
+            return
+        with torch.cuda.device(device):
             torch.cuda.synchronize()  # the engine's copies run on a stream of its own
+            self._run(key)
+            torch.cuda.synchronize()
+
+    def _run(self, key: _core.StepKey) -> None:
         with torch.inference_mode():
             step, sampler = self._buffers(key)
             rows = self.model(step, self.state)
             sample(self.model.compute_logits(rows), sampler, self.state)
-        if is_cuda:
-            torch.cuda.synchronize()
 
     def _buffers(self, key: _core.StepKey) -> tuple[StepBuffers, SamplerBuffers]:
         views = self.views.get(key)

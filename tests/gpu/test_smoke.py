@@ -1,0 +1,23 @@
+"""Ops against references, and tiny models end to end against their goldens, on the GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_bound_of_the_smoke_table_holds() -> None:
+    path = os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests/py")])
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tools/gpu_smoke.py")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
