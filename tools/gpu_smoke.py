@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from model.random_steps import make_step, naive_attention
-from tiny_checkpoints import TinyCheckpoint, tiny_checkpoint
+from model.random_steps import make_step, naive_attention  # type: ignore[import-not-found]
+from tiny_checkpoints import TinyCheckpoint, tiny_checkpoint  # type: ignore[import-not-found]
 
 from dlcore.attention import triton_attention
 from dlcore.llm import LLM
@@ -30,7 +30,12 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
 # bfloat16 keeps 8 bits: transformers' own bf16 forward moves the median logprob of these
 # checkpoints by 0.01 to 0.07 against its float32 one.
 BF16_MEDIAN_LOGPROB = 0.07
-OPTIONS = {"device": "cuda", "max_model_len": 512, "num_kv_blocks": 512, "max_num_seqs": 16}
+OPTIONS: dict[str, Any] = {
+    "device": "cuda",
+    "max_model_len": 512,
+    "num_kv_blocks": 512,
+    "max_num_seqs": 16,
+}
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class StepCapturer:
     state: DeviceState
     rows: Tensor  # [max_num_seqs, hidden]: from a model graph to the sampler graph after it
     row_fields: Tensor  # int32: the copy of StepBuffers.row_fields
-    pool: tuple[int, int] = field(default_factory=torch.cuda.graph_pool_handle)
+    pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
     stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 

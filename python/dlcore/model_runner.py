@@ -11,7 +11,7 @@ from torch import Tensor
 from dlcore import _core
 from dlcore.layers.sampler import sample
 from dlcore.models import CausalLM
-from dlcore.step_buffers import Arenas, DeviceState, SamplerBuffers, StepBuffers
+from dlcore.step_buffers import Arenas, DeviceState, SamplerBuffers, StepBuffers, lazy_zeros
 
 MAX_CACHED_KEYS = 1024
 
@@ -60,7 +60,7 @@ def allocate_state(
     """Zeroed state for `options`, each tensor with its scratch row (see DeviceState)."""
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=device)
+        return lazy_zeros(shape, torch.int32, device)
 
     max_blocks = -(-options.max_model_len // options.block_size)
     return DeviceState(

@@ -6,9 +6,11 @@ only makes views of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,7 +118,7 @@ class Arenas:
     @classmethod
     def allocate(cls, options: _core.EngineOptions, device: torch.device) -> Arenas:
         def zeros(num_bytes: int) -> Tensor:
-            return torch.zeros(-(-num_bytes // 256) * 256, dtype=torch.uint8, device=device)
+            return lazy_zeros((-(-num_bytes // 256) * 256,), torch.uint8, device)
 
         return cls(
             options=options,
@@ -154,6 +156,15 @@ class Arenas:
             **fields,
             **_views(self.output, layout.outputs()),
         )
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.zeros, but on the CPU of pages the system commits at first use: most of a KV cache is
+    not used at first, and start-up should not wait for it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    flat = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return flat.view(dtype).view(shape)
 
 
 HEADER_SIZE = 16

@@ -30,7 +30,8 @@ def _context(kv_cache: Tensor, tables: Tensor, max_len: int) -> tuple[Tensor, Te
     """k and v of positions 0 .. max_len - 1. tables: [n, blocks] -> [n, Hk, max_len, D] each."""
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     num_blocks = -(-max_len // block_size)
-    blocks = kv_cache[tables[:, :num_blocks]]
+    blocks = kv_cache.index_select(0, tables[:, :num_blocks].flatten())
+    blocks = blocks.view(tables.shape[0], num_blocks, *kv_cache.shape[1:])
     shape = (2, tables.shape[0], num_kv_heads, num_blocks * block_size, head_dim)
     k, v = blocks.permute(2, 0, 3, 1, 4, 5).reshape(shape)[:, :, :, :max_len]
     return k, v

@@ -1,3 +1,5 @@
+# Triton has no type stubs, and a kernel's arguments are pointers, not tensors.
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator,unused-ignore"
 """Paged attention in Triton, for any GPU and head size.
 
 Mixed steps: FlashAttention-2 over blocks of queries, the heads of a group packed beside their

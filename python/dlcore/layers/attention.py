@@ -57,4 +57,5 @@ class GqaAttention(nn.Module):
             step.slot_mapping,
             kv_cache,
         )
-        return self.o_proj(self.backend(q, kv_cache, step, state, self.scale).flatten(1))
+        out: Tensor = self.o_proj(self.backend(q, kv_cache, step, state, self.scale).flatten(1))
+        return out

@@ -23,7 +23,7 @@ from dlcore.model_folder import read_positive_int, rope_parameters
 from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.begin_step import begin_step
 from dlcore.ops.linear import linear
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,8 @@ class Qwen3MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:  # x: [T, hidden]
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return out
 
 
 class Qwen3DecoderLayer(nn.Module):
@@ -136,13 +137,14 @@ class Qwen3ForCausalLM(nn.Module):
     def forward(self, step: StepBuffers, state: DeviceState) -> Tensor:
         """See CausalLM: [S, hidden]."""
         x = functional.embedding(begin_step(step, state), self.embed_tokens)
-        residual = None
+        residual: Tensor | None = None
         for layer, kv_cache in zip(self.layers, state.kv_caches, strict=True):
             x, residual = layer(x, residual, step, state, self.cos_sin, kv_cache)
         if step.kind == "mixed":
             rows = step.logits_indices.long()
-            x, residual = x[rows], residual[rows]
-        return self.norm(x, residual)[0]
+            x, residual = x[rows], None if residual is None else residual[rows]
+        normed: Tensor = self.norm(x, residual)[0]
+        return normed
 
     def compute_logits(self, rows: Tensor) -> Tensor:
         return linear(rows, self.embed_tokens if self.lm_head is None else self.lm_head)
@@ -171,9 +173,7 @@ class Qwen3ForCausalLM(nn.Module):
         config = self.config
         shape = (num_blocks + 1, 2, config.num_key_value_heads, block_size, config.head_dim)
         weight = self.embed_tokens
-        return tuple(
-            torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in self.layers
-        )
+        return tuple(lazy_zeros(shape, weight.dtype, weight.device) for _ in self.layers)
 
 
 def _layer_weights(prefix: str, layer: Qwen3DecoderLayer, config: Qwen3Config) -> dict[str, Tensor]:
@@ -192,10 +192,11 @@ def _layer_weights(prefix: str, layer: Qwen3DecoderLayer, config: Qwen3Config) -
         "mlp.up_proj.weight": mlp.gate_up_proj.weight[config.intermediate_size :],
         "mlp.down_proj.weight": mlp.down_proj.weight,
     }
-    qkv = attn.qkv_proj.weight.split([q_rows, kv_rows, kv_rows])
+    bounds = (q_rows, q_rows + kv_rows)
+    qkv = attn.qkv_proj.weight.tensor_split(bounds)
     weights |= {f"self_attn.{n}_proj.weight": w for n, w in zip("qkv", qkv, strict=True)}
     if attn.qkv_proj.bias is not None and attn.o_proj.bias is not None:
-        biases = attn.qkv_proj.bias.split([q_rows, kv_rows, kv_rows])
+        biases = attn.qkv_proj.bias.tensor_split(bounds)
         weights |= {f"self_attn.{n}_proj.bias": b for n, b in zip("qkv", biases, strict=True)}
         weights["self_attn.o_proj.bias"] = attn.o_proj.bias
     return {prefix + name: weight for name, weight in weights.items()}

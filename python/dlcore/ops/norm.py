@@ -8,9 +8,12 @@ from torch.nn import functional
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [..., D] -> x / rms(x) * weight, same shape and dtype; accumulates in float32."""
+    """x: [..., D] -> x / rms(x) * weight, same shape and dtype; accumulates in float32.
+
+    weight: [D], or any shape that broadcasts to x's.
+    """
     if x.dtype == torch.float32:
-        return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+        return functional.rms_norm(x, (x.shape[-1],), None, eps) * weight
     normed = functional.rms_norm(x.float(), (x.shape[-1],), None, eps)
     return normed.to(x.dtype) * weight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dlcore.ops.norm import rms_norm
@@ -31,26 +32,23 @@ def qk_norm_rope_kv_write(
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
-    q, k, v = heads.split([num_q_heads, num_kv_heads, num_kv_heads], dim=1)
-    if q_weight is not None:
-        q = rms_norm(q, q_weight, eps)
-    if k_weight is not None:
-        k = rms_norm(k, k_weight, eps)
-    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
-    q, k = rotate_half_split(q, cos, sin), rotate_half_split(k, cos, sin)
+    q_and_k, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
+    if q_weight is not None and k_weight is not None:
+        weights = [q_weight.expand(num_q_heads, -1), k_weight.expand(num_kv_heads, -1)]
+        q_and_k = rms_norm(q_and_k, torch.cat(weights), eps)
+    q_and_k = rotate_half_split(q_and_k, cos_sin[positions.long()])
     slots = slot_mapping.long()
     block = slots.div(block_size, rounding_mode="floor")
     offset = slots - block * block_size
-    kv_cache[block, 0, :, offset] = k
+    kv_cache[block, 0, :, offset] = q_and_k[:, num_q_heads:]
     kv_cache[block, 1, :, offset] = v
-    return q
+    return q_and_k[:, :num_q_heads]
 
 
-def rotate_half_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (x[i], x[i + D/2]) in float32. x: [T, H, D]; cos, sin: [T, 1, D/2]."""
-    low, high = x.float().chunk(2, dim=-1)
-    rotated = x.new_empty(x.shape)
-    half = x.shape[-1] // 2
-    rotated[..., :half] = low * cos - high * sin
-    rotated[..., half:] = high * cos + low * sin
-    return rotated
+def rotate_half_split(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotates pairs (x[i], x[i + D/2]) in float32. x: [T, H, D]; cos_sin: [T, D] float32."""
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    low, high = x.chunk(2, dim=-1)
+    partners = torch.cat([high, low], dim=-1).float()
+    rotated = x.float() * torch.cat([cos, cos], dim=-1)
+    return rotated.addcmul_(partners, torch.cat([-sin, sin], dim=-1)).to(x.dtype)
