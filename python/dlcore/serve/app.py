@@ -1,6 +1,9 @@
-"""The routes, and the layers every request passes on its way to them."""
+"""The ASGI app: the layers every request passes on its way to a route."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -8,62 +11,27 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from dlcore.serve.access_log import AccessLog
-from dlcore.serve.anthropic import MessagesEndpoint
 from dlcore.serve.auth import ApiKeys, AuthMiddleware
-from dlcore.serve.chat import ChatEndpoint
-from dlcore.serve.completions import CompletionEndpoint
 from dlcore.serve.context import ServerContext
 from dlcore.serve.drain import DrainMiddleware
 from dlcore.serve.errors import ApiError, ErrorBoundary
 from dlcore.serve.limits import LimitMiddleware, Limits
-from dlcore.serve.models import ModelsEndpoint
-from dlcore.serve.playground import PlaygroundEndpoint
-from dlcore.serve.responses import ResponsesEndpoint
-from dlcore.serve.system import SystemEndpoint
-from dlcore.serve.tokenize import TokenizeEndpoint
-
-
-def routes(ctx: ServerContext) -> list[Route]:
-    chat, completions = ChatEndpoint(ctx), CompletionEndpoint(ctx)
-    playground = PlaygroundEndpoint()
-    responses, messages = ResponsesEndpoint(ctx), MessagesEndpoint(ctx)
-    models, system, tokens = ModelsEndpoint(ctx), SystemEndpoint(ctx), TokenizeEndpoint(ctx)
-    return [
-        Route("/v1/chat/completions", chat.create, methods=["POST"]),
-        Route("/v1/completions", completions.create, methods=["POST"]),
-        Route("/v1/responses", responses.create, methods=["POST"]),
-        Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
-        Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
-        Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
-        Route("/v1/messages", messages.create, methods=["POST"]),
-        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
-        Route("/tokenize", tokens.tokenize, methods=["POST"]),
-        Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        Route("/v1/models", models.list, methods=["GET"]),
-        Route("/v1/models/{model:path}", models.get, methods=["GET"]),
-        Route("/health", system.health, methods=["GET"]),
-        Route("/ready", system.ready, methods=["GET"]),
-        Route("/metrics", system.metrics, methods=["GET"]),
-        Route("/version", system.version, methods=["GET"]),
-        Route("/", playground.index, methods=["GET"]),
-        Route("/playground/{name}", playground.file, methods=["GET"]),
-    ]
+from dlcore.serve.routes import routes
 
 
 def build_app(ctx: ServerContext) -> Starlette:
     """The ASGI app. Layers, outermost first: log, errors, CORS, key, drain, limits, route."""
     config = ctx.config
-    table = routes(ctx)
+    table, runner = routes(ctx)
     limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
     layers = [
         Middleware(
             AccessLog,
             metrics=ctx.metrics,
             enabled=config.access_log,
-            paths=frozenset(route.path for route in table),
+            paths=frozenset(spec.path for spec in table),
         ),
         Middleware(ErrorBoundary),
         *_cors(config.allowed_origins),
@@ -72,8 +40,18 @@ def build_app(ctx: ServerContext) -> Starlette:
     ]
     if limits.enabled:
         layers.append(Middleware(LimitMiddleware, limits=limits))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        runner.resume()
+        yield
+        await runner.stop()
+
     return Starlette(
-        routes=table, middleware=layers, exception_handlers={HTTPException: _http_exception}
+        routes=[spec.route() for spec in table],
+        middleware=layers,
+        exception_handlers={HTTPException: _http_exception},
+        lifespan=lifespan,
     )
 
 

@@ -6,6 +6,7 @@ Each field is a flag of `dlcore serve` (underscores become dashes); `help` is it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 MIB = 1024 * 1024
@@ -66,6 +67,10 @@ class ServeConfig:
     trust_request_chat_template: bool = _opt(
         False, "Let clients send their own chat_template (it is sandboxed)."
     )
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -42,6 +42,11 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self.on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves this out then; jobs must be put down all the same
+            await self.lifespan.shutdown()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -94,7 +99,7 @@ def make_server(config: ServeConfig, app: ASGIApp, drain: Drain) -> DrainingServ
         app,
         http=guarded_protocol(config.header_timeout, config.write_timeout, config.max_connections),
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,

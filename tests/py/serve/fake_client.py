@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import tokenizers
@@ -63,6 +64,7 @@ class FakeEngine:
         self.running: dict[str, asyncio.Event] = {}
         self.aborted: list[str] = []
         self.seen: list[tuple[list[int], SamplingParams]] = []
+        self.priorities: list[int] = []
         self.delay = delay
         self.dead = False
         self.finished = 0
@@ -88,6 +90,7 @@ class FakeEngine:
         assert request_id not in self.running, "request ids must be unique"
         ids = self._coder.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self.seen.append((ids, params))
+        self.priorities.append(priority)
         stop = self.running[request_id] = asyncio.Event()
         try:
             async for output in self._stream(ids, params, request_id, stop):
@@ -104,7 +107,7 @@ class FakeEngine:
         if params.prompt_logprobs is not None:
             prompt_lps = [None, *self._logprobs(ids[1:], params.prompt_logprobs)]
         for i, (text, tokens) in enumerate(steps):
-            await asyncio.sleep(self.delay)
+            await self._pause(stop)
             last = i == len(steps) - 1
             ended = "abort" if stop.is_set() else reason if last else None
             self.tokens += len(tokens)
@@ -126,6 +129,14 @@ class FakeEngine:
             )  # fmt: skip
             if stop.is_set():
                 return
+
+    async def _pause(self, stop: asyncio.Event) -> None:
+        """One step's time, or less when the request is aborted."""
+        if not self.delay:
+            await asyncio.sleep(0)
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), self.delay)
 
     def _plan(
         self, ids: list[int], params: SamplingParams

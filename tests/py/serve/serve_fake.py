@@ -15,12 +15,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--data-dir", default="~/.local/share/dlcore")
     args = parser.parse_args()
 
     async def make_engine() -> FakeEngine:
         return FakeEngine(delay=args.delay)
 
-    return run_server(ServeConfig(port=args.port, access_log=False), make_engine)
+    config = ServeConfig(port=args.port, access_log=False, data_dir=args.data_dir)
+    return run_server(config, make_engine)
 
 
 if __name__ == "__main__":
