@@ -46,7 +46,7 @@ PYTHON_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"capture", "model_runner"}),
     frozenset({"runner"}),
     frozenset({"APPLICATION"}),
-    frozenset({"serve", "router", "control", "client", "bench", "vision"}),
+    frozenset({"serve", "frontends", "router", "control", "client", "bench", "vision"}),
     frozenset({"commands"}),
     frozenset({"cli", "__main__"}),
 )
