@@ -27,9 +27,9 @@ from dlcore.ops.sample import random_sample
 from dlcore.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
-# bfloat16 keeps 8 bits: transformers' own bf16 forward moves the median logprob of these
-# checkpoints by 0.01 to 0.07 against its float32 one.
-BF16_MEDIAN_LOGPROB = 0.07
+# The median |logprob error| of transformers' own bfloat16 forward (CPU, eager attention) against its
+# float32 one, on these checkpoints and texts: an engine in bfloat16 must be no worse.
+BF16_MEDIAN_LOGPROB = {"qwen3": 0.074, "qwen3_tied": 0.095}
 OPTIONS: dict[str, Any] = {
     "device": "cuda",
     "max_model_len": 512,
@@ -147,7 +147,7 @@ def bfloat16_row(family: str, checkpoint: TinyCheckpoint) -> Row:
             if x is not None and y is not None:
                 deltas.append(abs(x[token].logprob - y[token].logprob))
     value = statistics.median(deltas)
-    return Row(f"{family} bfloat16: median |logprob error|", value, BF16_MEDIAN_LOGPROB)
+    return Row(f"{family} bfloat16: median |logprob error|", value, BF16_MEDIAN_LOGPROB[family])
 
 
 def main() -> int:
