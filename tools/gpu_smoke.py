@@ -27,7 +27,7 @@ from dlcore.ops.sample import random_sample
 from dlcore.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
-# The median |logprob error| of transformers' own bfloat16 forward (CPU, eager attention) against its
+# The median |logprob error| of transformers' own bfloat16 forward (CPU, eager) against its
 # float32 one, on these checkpoints and texts: an engine in bfloat16 must be no worse.
 BF16_MEDIAN_LOGPROB = {"qwen3": 0.074, "qwen3_tied": 0.095}
 OPTIONS: dict[str, Any] = {

@@ -15,6 +15,13 @@ from typing import Any
 LOAD_FORMATS = ("auto", "safetensors", "dummy", "null")
 DEVICES = ("auto", "cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "torch", "triton")
+OPTIONAL_COUNTS = (
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "num_kv_blocks",
+    "num_threads",
+)
 DTYPE_NAMES: Mapping[str, str] = {
     "auto": "auto",
     "float32": "float32",
@@ -48,6 +55,7 @@ class EngineConfig:
     load_format: str = "auto"
     device: str = "auto"
     device_index: int = 0
+    num_threads: int | None = None  # CPU threads of a step, on device="cpu"
     seed: int = 0
     max_model_len: int | None = None
     max_num_batched_tokens: int | None = None
@@ -73,7 +81,7 @@ class EngineConfig:
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _check_choice("dtype", self.dtype, tuple(DTYPE_NAMES))
         object.__setattr__(self, "dtype", DTYPE_NAMES[self.dtype])
-        for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "num_kv_blocks"):
+        for name in OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 1)
         if self.max_model_len is not None:

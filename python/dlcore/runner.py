@@ -21,6 +21,9 @@ from dlcore.models import CausalLM, build_model
 from dlcore.step_buffers import Arenas, DeviceState
 
 DEFAULT_MAX_NUM_SEQS = 256
+# A thread is worth its synchronisation from about this much weight memory on; a small model is
+# fastest on one, and leaves the others to the front end.
+WEIGHT_BYTES_PER_THREAD = 2**25
 DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
@@ -57,6 +60,8 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
         )  # fmt: skip
     with _phase(times, "load_weights"):
         model = _load_model(config, model_config, device)
+    if device.type == "cpu":
+        _set_num_threads(config, model)
     groups = model.cache_groups(config.block_size)
     with _phase(times, "profile_memory"):
         num_blocks = config.num_kv_blocks or _num_kv_blocks(config, model_config, model, device)
@@ -108,6 +113,14 @@ def _load_model(config: EngineConfig, model_config: ModelConfig, device: torch.d
     else:
         load_safetensors(model_config.path, model.weight_map(), model.ignored_weights())
     return model
+
+
+def _set_num_threads(config: EngineConfig, model: CausalLM) -> None:
+    """torch has one setting for the process; the engine's thread takes it up."""
+    weights = model.weight_map().values()
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+    useful = 1 + num_bytes // WEIGHT_BYTES_PER_THREAD
+    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), useful))
 
 
 def _engine_options(

@@ -22,6 +22,7 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "dtype": (click.Choice(list(DTYPE_NAMES)), "Number format. Default: chosen for the device."),
     "device": (click.Choice(DEVICES), "Where to run. Default: the GPU if there is one."),
     "device_index": (int, "Which GPU, counted from 0."),
+    "num_threads": (int, "CPU threads of a step. Default: by the model's size."),
     "load_format": (
         click.Choice(LOAD_FORMATS),
         "dummy = random weights, null = no model at all (both for benchmarks).",
