@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlcore.ops import kernels
 from dlcore.ops.logits_rules import (
     apply_bias,
     apply_masks,
@@ -19,10 +18,6 @@ from dlcore.step_buffers import DeviceState, SamplerBuffers
 
 def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     """logits: [S, V], any float dtype. Writes the outputs and `state.last_tokens`."""
-    space = state.argmax_space
-    if sampler.variant == "greedy" and space is not None and kernels.argmax_supports(logits):
-        kernels.argmax(logits, sampler.row_slots, sampler.sampled_tokens, state.last_tokens, space)
-        return
     if sampler.variant == "greedy":
         tokens = greedy_sample(logits)
     elif sampler.variant == "random":

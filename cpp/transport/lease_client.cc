@@ -1,0 +1,363 @@
+#include "transport/lease_client.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace dlcore {
+namespace {
+
+constexpr size_t kReceiveLimit = 4 * kMaxInlineBytes;
+
+TimePoint Now() { return std::chrono::steady_clock::now(); }
+
+// Keeps sums of deadlines and timeouts far from the clock's end.
+TimePoint Bounded(TimePoint deadline) { return std::min(deadline, Now() + std::chrono::hours(1)); }
+
+uint32_t TimeoutMs(TimePoint deadline) {
+  return static_cast<uint32_t>(std::max(MillisecondsUntil(deadline, 3'600'000), 1));
+}
+
+Status CheckRanges(const std::vector<ReadRange>& ranges) {
+  if (ranges.empty()) return Status::InvalidArgument("ranges: a read needs at least one");
+  for (const ReadRange& range : ranges) {
+    if (range.length == 0) return Status::InvalidArgument("ranges: a length is 0");
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+LeaseClient::LeaseClient(ClientSpec spec, TransportClientOptions options)
+    : spec_(std::move(spec)), options_(std::move(options)) {
+  DLCORE_CHECK(wake_.valid()) << "out of file descriptors";
+  thread_ = std::thread([this] { Run(); });
+}
+
+LeaseClient::~LeaseClient() {
+  stopping_ = true;
+  wake_.Signal();
+  thread_.join();
+}
+
+// ---- Any thread ----
+
+void LeaseClient::Post(Command command) {
+  {
+    const std::lock_guard lock(mutex_);
+    commands_.push_back(std::move(command));
+  }
+  wake_.Signal();
+}
+
+void LeaseClient::OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers,
+                            TimePoint deadline) {
+  auto operation = std::make_unique<Operation>();
+  operation->tag = tag;
+  operation->lease = lease;
+  operation->layer = min_layers;
+  operation->deadline = Bounded(deadline);
+  Post(std::move(operation));
+}
+
+void LeaseClient::Read(uint64_t tag, LeaseRef lease, int32_t layer, std::vector<ReadRange> ranges,
+                       TimePoint deadline) {
+  auto operation = std::make_unique<Operation>();
+  operation->tag = tag;
+  operation->is_read = true;
+  operation->lease = lease;
+  operation->layer = layer;
+  operation->deadline = Bounded(deadline);
+  operation->ranges = std::move(ranges);
+  Post(std::move(operation));
+}
+
+void LeaseClient::Cancel(uint64_t tag) { Post(CancelCommand{tag}); }
+
+void LeaseClient::Release(LeaseRef lease) { Post(ReleaseCommand{lease}); }
+
+void LeaseClient::Poll(std::vector<TransportEvent>* out) {
+  const std::lock_guard lock(mutex_);
+  std::move(events_.begin(), events_.end(), std::back_inserter(*out));
+  events_.clear();
+}
+
+// ---- The client's thread ----
+
+void LeaseClient::Run() {
+  while (!stopping_) Step();
+  TakeCommands();
+  if (socket_ != nullptr) (void)SendAll();  // a last release may still get out
+}
+
+void LeaseClient::Step() {
+  const bool has_work = !operations_.empty() || !releases_.empty();
+  if (socket_ == nullptr && has_work) {
+    if (Status s = Connect(); !s.ok()) Disconnect(s);
+  }
+  if (socket_ != nullptr) {
+    if (Status s = SendAll(); !s.ok()) Disconnect(s);
+  }
+  const bool wants_write = socket_ != nullptr && socket_->wants_write();
+  Wait(static_cast<short>(POLLIN | (wants_write ? POLLOUT : 0)), NextDeadline());
+  if (socket_ == nullptr) return;
+  Status s = HandleInput();
+  if (s.ok()) s = CheckStalled();
+  if (!s.ok()) Disconnect(s);
+}
+
+void LeaseClient::Wait(short events, TimePoint deadline) {
+  if (stopping_) return;  // the signal to stop may have been drained already
+  const int fd = socket_ == nullptr ? -1 : socket_->fd();
+  WaitForSocket(fd, events, wake_.fd(), std::min(deadline, NextDeadline()));
+  TakeCommands();
+  ExpireOperations();
+}
+
+void LeaseClient::TakeCommands() {
+  wake_.Drain();
+  std::vector<Command> commands;
+  {
+    const std::lock_guard lock(mutex_);
+    commands.swap(commands_);
+  }
+  for (Command& command : commands) Start(std::move(command));
+}
+
+void LeaseClient::Start(Command command) {
+  if (const auto* cancel = std::get_if<CancelCommand>(&command)) {
+    const auto it = std::find_if(operations_.begin(), operations_.end(), [&](const auto& entry) {
+      return entry.second->tag == cancel->tag;
+    });
+    if (it != operations_.end()) End(it->second.get(), Status::Unavailable("cancelled"));
+  } else if (const auto* release = std::get_if<ReleaseCommand>(&command)) {
+    releases_.push_back(release->lease);
+  } else {
+    auto operation = std::move(std::get<std::unique_ptr<Operation>>(command));
+    Operation* started = operation.get();
+    started->id = next_operation_++;
+    operations_[started->id] = std::move(operation);
+    if (!started->is_read) return;
+    if (Status s = CheckRanges(started->ranges); !s.ok()) End(started, s);
+  }
+}
+
+Status LeaseClient::Connect() {
+  const TimePoint deadline = Now() + options_.connect_timeout;
+  UniqueFd fd;
+  if (Status s = spec_.connect(&fd); !s.ok()) return s;
+  socket_ = std::make_unique<FrameSocket>(std::move(fd), options_.filter);
+  while (!WaitForSocket(socket_->fd(), POLLOUT, -1, TimePoint{})) {
+    if (stopping_ || Now() >= deadline) return Status::DeadlineExceeded("peer did not answer");
+    Wait(POLLOUT, deadline);
+  }
+  if (Status s = ConnectResult(socket_->fd()); !s.ok()) return s;
+  return Handshake(deadline);
+}
+
+Status LeaseClient::Handshake(TimePoint deadline) {
+  plane_ = spec_.new_plane();
+  Frame frame;
+  ChallengeMessage challenge;
+  socket_->Allow({FrameType::kChallenge});
+  if (Status s = AwaitFrame(FrameType::kChallenge, deadline, &frame); !s.ok()) return s;
+  if (!Decode(frame.body, &challenge)) return Status::InvalidArgument("malformed challenge");
+
+  HelloMessage hello;
+  int pass_fd = -1;
+  if (Status s = plane_->Offer(&hello.blob, &pass_fd); !s.ok()) return s;
+  hello.nonce = RandomNonce();
+  hello.mac = MakeProof(options_.key, AuthRole::kReader, spec_.transport, challenge.nonce,
+                        hello.nonce, hello.blob);
+  socket_->Allow({FrameType::kWelcome});
+  socket_->Queue(FrameType::kHello, 0, Encode(hello), pass_fd);
+
+  WelcomeMessage welcome;
+  if (Status s = AwaitFrame(FrameType::kWelcome, deadline, &frame); !s.ok()) {
+    // An owner that closes at this point did not accept the proof.
+    return s.code() == StatusCode::kUnavailable
+               ? Status::PermissionDenied("the owner refused the handshake: keys differ?")
+               : s;
+  }
+  if (!Decode(frame.body, &welcome)) return Status::InvalidArgument("malformed welcome");
+  const Sha256Digest expected =
+      MakeProof(options_.key, AuthRole::kOwner, spec_.transport, challenge.nonce, hello.nonce,
+                welcome.blob);
+  if (!EqualInConstantTime(expected, welcome.mac)) {
+    return Status::PermissionDenied("the owner does not hold the deployment's key");
+  }
+  if (Status s = plane_->Accept(welcome.blob); !s.ok()) return s;
+  socket_->Allow({FrameType::kLeaseInfo, FrameType::kReadReply});
+  free_slots_.clear();
+  for (uint32_t slot = plane_->num_slots(); slot > 0; --slot) free_slots_.push_back(slot - 1);
+  return Status::Ok();
+}
+
+Status LeaseClient::AwaitFrame(FrameType type, TimePoint deadline, Frame* out) {
+  while (true) {
+    if (Status s = socket_->Flush(); !s.ok()) return s;
+    bool found = false;
+    const Status received = socket_->Receive(kReceiveLimit);
+    if (Status s = socket_->Next(out, &found); !s.ok()) return s;
+    if (found) {
+      DLCORE_CHECK(out->type == type) << "a type that was not allowed";
+      return Status::Ok();
+    }
+    if (!received.ok()) return received;
+    if (stopping_ || Now() >= deadline) return Status::DeadlineExceeded("no handshake in time");
+    Wait(static_cast<short>(POLLIN | (socket_->wants_write() ? POLLOUT : 0)), deadline);
+  }
+}
+
+void LeaseClient::Disconnect(const Status& reason) {
+  socket_.reset();
+  plane_.reset();
+  pieces_.clear();
+  releases_.clear();
+  while (!operations_.empty()) End(operations_.begin()->second.get(), reason);
+}
+
+Status LeaseClient::SendAll() {
+  for (const LeaseRef lease : std::exchange(releases_, {})) {
+    socket_->Queue(FrameType::kRelease, 0, Encode(ReleaseMessage{lease}));
+  }
+  for (const auto& [id, operation] : operations_) {
+    if (!operation->is_read && !operation->opened) SendOpen(operation.get());
+    while (!operation->all_sent() && !free_slots_.empty()) SendPiece(operation.get());
+  }
+  return socket_->Flush();
+}
+
+void LeaseClient::SendOpen(Operation* operation) {
+  const uint64_t request = next_request_++;
+  const uint32_t min_layers = static_cast<uint32_t>(std::max(operation->layer, 0));
+  socket_->Queue(FrameType::kOpenLease, request,
+                 Encode(OpenLeaseMessage{operation->lease, min_layers,
+                                         TimeoutMs(operation->deadline)}));
+  operation->opened = true;
+  operation->in_flight = 1;
+  pieces_[request] = {operation, 0, {}, operation->deadline};
+}
+
+void LeaseClient::SendPiece(Operation* operation) {
+  ReadMessage message{operation->lease, static_cast<uint32_t>(operation->layer),
+                      TimeoutMs(operation->deadline), free_slots_.back(), {}};
+  free_slots_.pop_back();
+  Piece piece{operation, message.slot, {}, operation->deadline};
+  uint64_t room = plane_->slot_bytes();
+  while (!operation->all_sent() && room > 0 && message.ranges.size() < kMaxRangesPerRead) {
+    const ReadRange& range = operation->ranges[operation->next_range];
+    const uint64_t done = operation->next_byte;
+    const uint64_t take = std::min(range.length - done, room);
+    message.ranges.push_back({range.remote_offset + done, take});
+    piece.destinations.push_back({range.local_address + done, take});
+    room -= take;
+    operation->next_byte += take;
+    if (operation->next_byte == range.length) {
+      ++operation->next_range;
+      operation->next_byte = 0;
+    }
+  }
+  ++operation->in_flight;
+  const uint64_t request = next_request_++;
+  socket_->Queue(FrameType::kRead, request, Encode(message));
+  pieces_[request] = std::move(piece);
+}
+
+Status LeaseClient::HandleInput() {
+  const Status received = socket_->Receive(kReceiveLimit);
+  Frame frame;
+  bool found = true;
+  while (found) {
+    if (Status s = socket_->Next(&frame, &found); !s.ok()) return s;
+    if (!found) break;
+    if (Status s = HandleReply(frame); !s.ok()) return s;
+  }
+  return received;
+}
+
+Status LeaseClient::HandleReply(const Frame& frame) {
+  const auto it = pieces_.find(frame.request);
+  if (it == pieces_.end()) return Status::InvalidArgument("peer answered what was not asked");
+  const Piece piece = std::move(it->second);
+  pieces_.erase(it);
+  const bool asked_read = !piece.destinations.empty();
+  if (asked_read != (frame.type == FrameType::kReadReply)) {
+    return Status::InvalidArgument("peer sent the wrong kind of answer");
+  }
+  if (!asked_read) return HandleLeaseInfo(frame, piece.operation);
+  free_slots_.push_back(piece.slot);
+  return HandleReadReply(frame, piece);
+}
+
+Status LeaseClient::HandleLeaseInfo(const Frame& frame, Operation* operation) {
+  if (operation == nullptr) return Status::Ok();
+  LeaseInfoMessage message;
+  if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed lease info");
+  End(operation, message.status, std::move(message.info));
+  return Status::Ok();
+}
+
+Status LeaseClient::HandleReadReply(const Frame& frame, const Piece& piece) {
+  Operation* operation = piece.operation;
+  if (operation == nullptr) return Status::Ok();  // ended before its answer came
+  ReadReplyMessage message;
+  if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed read reply");
+  Status status = message.status;
+  if (status.ok()) status = plane_->Scatter(piece.slot, message.payload, piece.destinations);
+  --operation->in_flight;
+  if (!status.ok()) {
+    End(operation, status);
+  } else if (operation->all_sent() && operation->in_flight == 0) {
+    End(operation, Status::Ok());
+  }
+  return Status::Ok();
+}
+
+void LeaseClient::End(Operation* operation, Status status, LeaseInfo info) {
+  for (auto& [request, piece] : pieces_) {
+    if (piece.operation != operation) continue;
+    piece.operation = nullptr;
+    if (socket_ != nullptr) socket_->Queue(FrameType::kCancel, request, {});
+  }
+  const auto kind = operation->is_read ? TransportEvent::Kind::kReadDone
+                                       : TransportEvent::Kind::kLeaseOpened;
+  {
+    const std::lock_guard lock(mutex_);
+    events_.push_back({kind, operation->tag, std::move(status), std::move(info)});
+  }
+  operations_.erase(operation->id);
+  if (options_.on_event) options_.on_event();
+}
+
+void LeaseClient::ExpireOperations() {
+  const TimePoint now = Now();
+  for (auto it = operations_.begin(); it != operations_.end();) {
+    Operation* operation = (it++)->second.get();
+    if (operation->deadline <= now) {
+      End(operation, Status::DeadlineExceeded("no answer from the owner by the deadline"));
+    }
+  }
+}
+
+Status LeaseClient::CheckStalled() const {
+  const TimePoint overdue = Now() - options_.stall_timeout;
+  for (const auto& [request, piece] : pieces_) {
+    if (piece.deadline < overdue) return Status::Unavailable("the owner has stalled");
+  }
+  return Status::Ok();
+}
+
+TimePoint LeaseClient::NextDeadline() const {
+  TimePoint next = TimePoint::max();
+  for (const auto& [id, operation] : operations_) next = std::min(next, operation->deadline);
+  for (const auto& [request, piece] : pieces_) {
+    next = std::min(next, piece.deadline + options_.stall_timeout);
+  }
+  return next;
+}
+
+}  // namespace dlcore

@@ -1,0 +1,226 @@
+#include "transport/owner_connection.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "transport/lease_table.h"
+
+namespace dlcore {
+namespace {
+
+constexpr size_t kReceiveLimit = 256 * 1024;
+constexpr size_t kMaxQueuedBytes = 4 * kMaxInlineBytes;  // answers waiting for a slow reader
+constexpr uint32_t kMaxWaitMs = 600'000;
+
+TimePoint DeadlineAfter(TimePoint now, uint32_t timeout_ms) {
+  return now + std::chrono::milliseconds(std::min(timeout_ms, kMaxWaitMs));
+}
+
+}  // namespace
+
+OwnerConnection::OwnerConnection(UniqueFd fd, std::string transport,
+                                 const TransportServerOptions& options,
+                                 std::unique_ptr<OwnerPlane> plane)
+    : transport_(std::move(transport)),
+      options_(options),
+      plane_(std::move(plane)),
+      socket_(std::move(fd), options.filter),
+      nonce_(RandomNonce()),
+      opened_(std::chrono::steady_clock::now()),
+      last_progress_(opened_) {
+  socket_.Allow({FrameType::kHello});
+  socket_.Queue(FrameType::kChallenge, 0, Encode(ChallengeMessage{nonce_}));
+}
+
+OwnerConnection::~OwnerConnection() {
+  plane_.reset();  // ends the copy before its sources are unpinned
+  EndCopy();
+}
+
+void OwnerConnection::EndCopy() {
+  if (copy_.active) options_.leases->EndRead(copy_.lease);
+  copy_.active = false;
+}
+
+Status OwnerConnection::Receive(TimePoint now) {
+  const Status received = socket_.Receive(kReceiveLimit);
+  Frame frame;
+  bool found = true;
+  while (found) {  // also what a peer sent just before it closed: a release counts
+    if (Status s = socket_.Next(&frame, &found); !s.ok()) return s;
+    if (!found) break;
+    if (Status s = Handle(frame, now); !s.ok()) return s;
+  }
+  return received;
+}
+
+Status OwnerConnection::Handle(const Frame& frame, TimePoint now) {
+  switch (frame.type) {
+    case FrameType::kHello:
+      return HandleHello(frame);
+    case FrameType::kOpenLease:
+      return HandleOpenLease(frame, now);
+    case FrameType::kRead:
+      return HandleRead(frame, now);
+    case FrameType::kRelease:
+      return HandleRelease(frame);
+    case FrameType::kCancel:
+      HandleCancel(frame.request);
+      return Status::Ok();
+    case FrameType::kChallenge:
+    case FrameType::kWelcome:
+    case FrameType::kLeaseInfo:
+    case FrameType::kReadReply:
+      break;  // never allowed by the socket
+  }
+  return Status::InvalidArgument("unexpected frame");
+}
+
+Status OwnerConnection::HandleHello(const Frame& frame) {
+  HelloMessage hello;
+  if (!Decode(frame.body, &hello)) return Status::InvalidArgument("malformed hello");
+  const Sha256Digest expected = MakeProof(options_.key, AuthRole::kReader, transport_, nonce_,
+                                          hello.nonce, hello.blob);
+  if (!EqualInConstantTime(expected, hello.mac)) {
+    return Status::PermissionDenied("reader does not hold the deployment's key");
+  }
+  WelcomeMessage welcome;
+  if (Status s = plane_->Attach(hello.blob, socket_.TakePassedFd(), &welcome.blob); !s.ok()) {
+    return s;
+  }
+  welcome.mac = MakeProof(options_.key, AuthRole::kOwner, transport_, nonce_, hello.nonce,
+                          welcome.blob);
+  authenticated_ = true;
+  socket_.Allow(
+      {FrameType::kOpenLease, FrameType::kRead, FrameType::kRelease, FrameType::kCancel});
+  socket_.Queue(FrameType::kWelcome, frame.request, Encode(welcome));
+  return Status::Ok();
+}
+
+Status OwnerConnection::HandleOpenLease(const Frame& frame, TimePoint now) {
+  OpenLeaseMessage message;
+  if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed open");
+  Pending pending;
+  pending.type = FrameType::kOpenLease;
+  pending.request = frame.request;
+  pending.min_layers = message.min_layers;
+  pending.deadline = DeadlineAfter(now, message.timeout_ms);
+  pending.read.lease = message.lease;
+  pending_.push_back(std::move(pending));
+  return Status::Ok();
+}
+
+Status OwnerConnection::HandleRead(const Frame& frame, TimePoint now) {
+  Pending pending;
+  pending.request = frame.request;
+  if (!Decode(frame.body, &pending.read)) return Status::InvalidArgument("malformed read");
+  pending.deadline = DeadlineAfter(now, pending.read.timeout_ms);
+  uint64_t total = 0;  // cannot overflow: the ranges are bounded in number and size
+  for (const LayerRange& range : pending.read.ranges) total += range.length;
+  if (pending.read.slot >= plane_->num_slots() || total > plane_->slot_bytes()) {
+    Fail(pending, Status::InvalidArgument("read does not fit its slot"));
+    return Status::Ok();
+  }
+  pending_.push_back(std::move(pending));
+  return Status::Ok();
+}
+
+Status OwnerConnection::HandleRelease(const Frame& frame) {
+  ReleaseMessage message;
+  if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed release");
+  // A lease that already ended is what the reader wants: not an error.
+  (void)options_.leases->Release(message.lease);
+  return Status::Ok();
+}
+
+void OwnerConnection::HandleCancel(uint64_t request) {
+  const auto it = std::find_if(pending_.begin(), pending_.end(),
+                               [&](const Pending& p) { return p.request == request; });
+  if (it == pending_.end()) return;  // answered, or its copy is under way
+  Fail(*it, Status::Unavailable("cancelled"));
+  pending_.erase(it);
+}
+
+void OwnerConnection::Fail(const Pending& pending, const Status& status) {
+  if (pending.type == FrameType::kOpenLease) {
+    socket_.Queue(FrameType::kLeaseInfo, pending.request, Encode(LeaseInfoMessage{status, {}}));
+  } else {
+    socket_.Queue(FrameType::kReadReply, pending.request, EncodeReadReply(status));
+  }
+}
+
+bool OwnerConnection::TryAnswer(Pending* pending, TimePoint now) {
+  if (pending->type == FrameType::kOpenLease ? TryOpenLease(*pending)
+                                             : TryRead(*pending)) {
+    return true;
+  }
+  if (now < pending->deadline) return false;
+  Fail(*pending, Status::DeadlineExceeded("layer not written by the deadline"));
+  return true;
+}
+
+bool OwnerConnection::TryOpenLease(const Pending& pending) {
+  if (socket_.queued_bytes() > kMaxQueuedBytes) return false;
+  LeaseInfoMessage reply;
+  const uint32_t min_layers = std::min<uint32_t>(pending.min_layers, INT32_MAX);
+  reply.status = options_.leases->Describe(pending.read.lease, static_cast<int32_t>(min_layers),
+                                           &reply.info);
+  if (reply.status.code() == StatusCode::kResourceExhausted) return false;  // not written yet
+  socket_.Queue(FrameType::kLeaseInfo, pending.request, Encode(reply));
+  return true;
+}
+
+bool OwnerConnection::TryRead(const Pending& pending) {
+  if (copy_.active || !plane_status_.ok() || socket_.queued_bytes() > kMaxQueuedBytes) return false;
+  const ReadMessage& read = pending.read;
+  const int32_t layer = read.layer > INT32_MAX ? -1 : static_cast<int32_t>(read.layer);
+  Status s = options_.leases->BeginRead(read.lease, layer, read.ranges, &sources_);
+  if (s.code() == StatusCode::kResourceExhausted) return false;  // not written yet
+  if (!s.ok()) {
+    Fail(pending, s);
+    return true;
+  }
+  copy_ = {true, pending.request, read.lease, EncodeReadReply(Status::Ok())};
+  s = plane_->Begin(read.slot, sources_, &copy_.reply);
+  if (!s.ok()) {
+    EndCopy();
+    Fail(pending, s);
+    return true;
+  }
+  AdvanceCopy();
+  return true;
+}
+
+void OwnerConnection::AdvanceCopy() {
+  bool done = false;
+  const Status s = plane_->Poll(&done);
+  if (s.ok() && !done) return;
+  EndCopy();
+  plane_status_ = s;
+  socket_.Queue(FrameType::kReadReply, copy_.request,
+                s.ok() ? std::move(copy_.reply) : EncodeReadReply(s));
+}
+
+Status OwnerConnection::CheckTimeouts(TimePoint now) {
+  if (!authenticated_ && now - opened_ > options_.handshake_timeout) {
+    return Status::DeadlineExceeded("no handshake");
+  }
+  if (socket_.sent_bytes() != last_sent_bytes_ || !socket_.wants_write()) {
+    last_sent_bytes_ = socket_.sent_bytes();
+    last_progress_ = now;
+  }
+  if (now - last_progress_ > options_.stall_timeout) {
+    return Status::DeadlineExceeded("the reader takes nothing");
+  }
+  return Status::Ok();
+}
+
+Status OwnerConnection::Advance(TimePoint now) {
+  if (copy_.active) AdvanceCopy();
+  std::erase_if(pending_, [&](Pending& pending) { return TryAnswer(&pending, now); });
+  if (Status s = socket_.Flush(); !s.ok()) return s;
+  if (!plane_status_.ok()) return plane_status_;
+  return CheckTimeouts(now);
+}
+
+}  // namespace dlcore
