@@ -30,7 +30,7 @@ from dlcore.frontends.messages import (
 )
 
 STATS_INTERVAL_S = 0.25
-POLL_S = 0.05
+POLL_MS = 50
 
 MakeConstraint = Callable[[dict[str, Any]], object]
 
@@ -88,7 +88,7 @@ class CoreServer:
 
     def _take_requests(self) -> None:
         while not self._stopping.is_set():
-            if not self._requests.poll(POLL_S * 1000):
+            if not self._requests.poll(POLL_MS):
                 continue
             try:
                 message = decode_to_engine(self._requests.recv())
@@ -136,7 +136,7 @@ class CoreServer:
         next_stats = 0.0
         while not self._stopping.is_set():
             # Short while something was refused: its client waits for the word.
-            batch = self._core.poll(POLL_S if not self._rejected else 0.0)
+            batch = self._core.poll(POLL_MS / 1000 if not self._rejected else 0.0)
             if batch is not None:
                 self._send_rows(batch)
             while self._rejected:

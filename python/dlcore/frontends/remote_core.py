@@ -74,8 +74,8 @@ class RemoteBatch:
             self._rows.append((self._local_id(message.id), [], FINISH_ERROR, -1, 0))
             self._errors[start] = f"{message.kind}: {message.message}"
             return
-        for core_id, *rest in message.rows:
-            self._rows.append((self._local_id(core_id), *rest))
+        for core_id, tokens, finish, stop_token, cached in message.rows:
+            self._rows.append((self._local_id(core_id), tokens, finish, stop_token, cached))
         for mine, theirs in (
             (self._logprobs, message.logprobs),
             (self._prompt_logprobs, message.prompt_logprobs),

@@ -74,7 +74,8 @@ def served_model(facts: ModelFacts) -> ServedModel:
 
 def serve_config(fields: dict[str, Any]) -> ServeConfig:
     """JSON knows no tuples."""
-    return ServeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return ServeConfig(**plain)
 
 
 def main() -> int:
