@@ -18,8 +18,23 @@ class ParameterError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningSpan:
+    """Reasoning before a constrained answer; its text is free.
+
+    `is_open`: the prompt already began it. Else the model may begin it, or answer at once.
+    """
+
+    start: str = "<think>"
+    end: str = "</think>"
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputs:
-    """Exactly one of these constrains the text (see dlcore.structured)."""
+    """Exactly one of the first six constrains the text (see dlcore.structured).
+
+    `param` names the request's field in errors.
+    """
 
     json_schema: dict[str, Any] | str | None = None
     json_object: bool = False
@@ -27,6 +42,8 @@ class StructuredOutputs:
     grammar: str | None = None  # EBNF
     choice: tuple[str, ...] | None = None
     structural_tag: dict[str, Any] | str | None = None
+    reasoning: ReasoningSpan | None = None
+    param: str = "structured_outputs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
