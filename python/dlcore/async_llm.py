@@ -78,9 +78,19 @@ class AsyncLLM:
         """Deltas until `finished`; see `EngineClient.generate`."""
         text = prompt if isinstance(prompt, str) else None
         ids = await self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = await asyncio.to_thread(self._session.rules.compile, params)
         queue = OutputQueue(self._attach())
         state = self._session.open(
-            request_id, text, ids, params, queue.put, priority=priority, cache_salt=cache_salt
+            request_id,
+            text,
+            ids,
+            params,
+            queue.put,
+            priority=priority,
+            cache_salt=cache_salt,
+            grammar=grammar,
         )
         try:
             while True:
@@ -114,7 +124,7 @@ class AsyncLLM:
             self._loop.remove_reader(self._session.core.output_fd())
         if self._health_timer is not None:
             self._health_timer.cancel()
-        await asyncio.to_thread(self._session.core.stop)
+        await asyncio.to_thread(self._session.stop)
 
     async def _encode(self, prompt: str) -> list[int]:
         model = self._session.model

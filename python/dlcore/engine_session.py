@@ -29,6 +29,7 @@ from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput
 from dlcore.request_state import OutputSink, RequestState
 from dlcore.sampling_params import ParameterError, SamplingParams
+from dlcore.structured.rules import RequestRules
 from dlcore.tokenizer import Tokenizer
 
 
@@ -72,6 +73,9 @@ class EngineSession:
         self._detokenizers = (
             DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
         )
+        self.rules = RequestRules(
+            model.tokenizer, model.limits.vocab_size, sorted(model.eos_token_ids)
+        )
         self._next_core_id = itertools.count(1)
         self._requests: dict[str, RequestState] = {}
         # core id -> its completion and request
@@ -91,8 +95,13 @@ class EngineSession:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        grammar: Any = None,
     ) -> RequestState:
-        """Starts a request. Raises ParameterError, QueueFullError, EngineDeadError."""
+        """Starts a request. Raises ParameterError, QueueFullError, EngineDeadError.
+
+        `grammar`: `rules.compile(params)`, done before because it may take seconds; else it
+        is done here.
+        """
         if request_id in self._requests:
             raise ParameterError("request_id", f"{request_id!r} is already running")
         model = self.model
@@ -108,6 +117,7 @@ class EngineSession:
             sink=sink,
             completions=[self._new_completion(i, params) for i in range(params.n)],
             num_open=params.n,
+            grammar=self.rules.compile(params) if grammar is None else grammar,
         )
         shares_prompt = len(prompt_token_ids) > model.block_size
         self._requests[request_id] = state
@@ -162,12 +172,14 @@ class EngineSession:
         """Ends a request nobody listens to any more."""
         self._requests.pop(state.request_id, None)
         live = [i for i in state.core_ids if self._routes.pop(i, None) is not None]
+        self.rules.release(state.core_ids)
         if live:
             self.core.abort(live)
 
     def fail_all(self, error: Exception) -> None:
         """Every request ends with `error`."""
         requests = list(self._requests.values())
+        self.rules.release(list(self._routes))
         self._requests.clear()
         self._routes.clear()
         for request in requests:
@@ -175,6 +187,11 @@ class EngineSession:
 
     def request_ids(self) -> list[str]:
         return list(self._requests)
+
+    def stop(self) -> None:
+        """Stops the core. Any thread; idempotent."""
+        self.core.stop()
+        self.rules.close()
 
     def is_alive(self) -> bool:
         return bool(self.core.stats().get("healthy", True))
@@ -194,8 +211,8 @@ class EngineSession:
         prompt = np.asarray(state.prompt_token_ids, dtype=np.int32)
         for index in indices:
             core_id = next(self._next_core_id)
-            self._submit_one(core_id, prompt, state, index)
             state.core_ids.append(core_id)
+            self._submit_one(core_id, prompt, state, index)
             self._routes[core_id] = (state.completions[index], state)
 
     def _submit_one(self, core_id: int, prompt: Any, state: RequestState, index: int) -> None:
@@ -215,6 +232,7 @@ class EngineSession:
                 self._make_params(**fields),
                 priority=state.priority,
                 cache_salt=state.cache_salt.encode("utf-8"),
+                **self.rules.submit_options(core_id, state.params, state.grammar),
             )
         except ValueError as error:
             raise parameter_error(str(error)) from None
@@ -236,6 +254,7 @@ class EngineSession:
         if delta.finish_reason is None:
             return
         del self._routes[core_id]
+        self.rules.release((core_id,))
         if not core_finished:
             self.core.abort([core_id])  # a stop string ended it
         if request.num_open == 1:

@@ -52,7 +52,7 @@ class LLM:
         self._session = session or open_session(make_config(model, options))
         self._next_id = 0
         # Also at interpreter exit: the core's thread may be inside Python.
-        self._stop = weakref.finalize(self, self._session.core.stop)
+        self._stop = weakref.finalize(self, self._session.stop)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> LLM:

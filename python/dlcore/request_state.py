@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dlcore.completion_state import CompletionState, CoreLogprobs, logprobs_at
 from dlcore.outputs import CompletionOutput, LogprobsAtPosition, RequestOutput
@@ -30,6 +31,7 @@ class RequestState:
     core_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     prompt_logprobs: list[LogprobsAtPosition | None] | None = None
+    grammar: Any = None  # compiled from params.structured_outputs
 
     @property
     def finished(self) -> bool:

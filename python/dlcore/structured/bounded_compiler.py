@@ -11,7 +11,6 @@ from typing import Any
 
 import xgrammar
 
-
 START_TIMEOUT_S = 120.0
 
 

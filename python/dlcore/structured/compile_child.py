@@ -2,7 +2,8 @@
 
 Some grammars, hostile or unlucky, take the compiler minutes and gigabytes, and a C++ call
 cannot be stopped. In a process of its own it can. JSON lines on stdin: first the tokenizer
-({"tokenizer", "memory_bytes"}, answered by {} when ready), then jobs ({"kind", "text"}); one answer line each on stdout,
+({"tokenizer", "memory_bytes"}, answered by {} when ready), then jobs ({"kind", "text"}). Each
+is answered by a line on stdout,
 {"ok": serialised grammar} or {"error": message}. Ends when stdin does.
 """
 

@@ -37,6 +37,16 @@ class SequenceRule:
         self.is_free = reasoning is not None and reasoning.is_open
         self._may_open = reasoning is not None and not reasoning.is_open
 
+    @property
+    def is_complete(self) -> bool:
+        """The grammar took a stop token."""
+        return not self.is_free and bool(self.matcher.is_terminated())
+
+    @property
+    def needs_grammar(self) -> bool:
+        """The next mask is the grammar's."""
+        return not self.is_free and not self.is_complete
+
     def accept(self, token_id: int) -> bool:
         """False when the rule does not allow the token."""
         if self.is_free:

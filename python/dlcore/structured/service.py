@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlcore import _core
 from dlcore.sampling_params import ParameterError, StructuredOutputs
@@ -94,9 +95,7 @@ class GrammarService:
                 self._worker = MaskWorker(self._queue, self._vocab_size)
             return self._queue, self._worker
 
-    def _mask_of(
-        self, token_ids: Sequence[int]
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+    def _mask_of(self, token_ids: Sequence[int]) -> npt.NDArray[np.uint32]:
         mask = np.zeros(-(-self._vocab_size // 32), dtype=np.uint32)
         for token_id in token_ids:
             mask[token_id // 32] |= np.uint32(1 << (token_id % 32))
