@@ -1,10 +1,12 @@
-"""The process that compiles grammars: python -m dlcore.structured.compile_child
+"""The process that tries grammars out: python -m dlcore.structured.compile_child
 
 Some grammars, hostile or unlucky, take the compiler minutes and gigabytes, and a C++ call
-cannot be stopped. In a process of its own it can. JSON lines on stdin: first the tokenizer
-({"tokenizer", "memory_bytes"}, answered by {} when ready), then jobs ({"kind", "text"}). Each
-is answered by a line on stdout,
-{"ok": serialised grammar} or {"error": message}. Ends when stdin does.
+cannot be stopped. In a process of its own it can. What compiles here within its limits is then
+compiled again where it is used: that is faster than sending the result across.
+
+JSON lines on stdin: first the tokenizer ({"tokenizer", "memory_bytes"}, answered by {} when
+ready), then jobs ({"kind", "text"}). Each is answered by a line on stdout, {"bytes": size} or
+{"error": message}. Ends when stdin does.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import xgrammar
 
 from dlcore.structured.xgrammar_compile import compile_with, error_text
 
 THREADS = 2
+# What the C++ library says when an allocation or a thread's stack is refused.
+OUT_OF_MEMORY = ("std::bad_alloc", "Resource temporarily unavailable")
 
 
 def limit_memory(extra_bytes: int) -> None:
@@ -30,6 +35,15 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+def answer_to(compiler: Any, job: dict[str, str]) -> dict[str, Any]:
+    try:
+        return {"bytes": compile_with(compiler, job["kind"], job["text"]).memory_size_bytes}
+    except (MemoryError, RuntimeError, ValueError) as error:
+        text = error_text(error)
+        lacks_memory = isinstance(error, MemoryError) or text in OUT_OF_MEMORY
+        return {"error": "needs too much memory to compile; simplify it" if lacks_memory else text}
+
+
 def main() -> None:
     # What the libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -38,18 +52,9 @@ def main() -> None:
     info = xgrammar.TokenizerInfo.deserialize_json(start["tokenizer"])
     compiler = xgrammar.GrammarCompiler(info, max_threads=THREADS, cache_enabled=False)
     limit_memory(start["memory_bytes"])
-    answers.write("{}\n")
-    answers.flush()
+    print("{}", file=answers, flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            answer = {"ok": compile_with(compiler, job["kind"], job["text"]).serialize_json()}
-        except (RuntimeError, ValueError) as error:
-            answer = {"error": error_text(error)}
-        except MemoryError:
-            answer = {"error": "needs too much memory to compile; simplify it"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        print(json.dumps(answer_to(compiler, json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

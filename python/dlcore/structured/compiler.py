@@ -9,8 +9,8 @@ from typing import Any
 
 import xgrammar
 
-from dlcore.structured.bounded_compiler import BoundedCompiler, CompileError
 from dlcore.structured.spec import GrammarSpec
+from dlcore.structured.trial_compiler import CompileError, TrialCompiler
 from dlcore.structured.xgrammar_compile import compile_with, error_text
 
 COMPILE_TIMEOUT_S = 10.0
@@ -19,7 +19,7 @@ CACHE_BYTES = 64 << 20
 MAX_GRAMMAR_BYTES = 32 << 20
 # Remembered failures: a bad grammar sent again and again costs nothing.
 MAX_REMEMBERED_ERRORS = 256
-SMALL_THREADS = 2
+COMPILE_THREADS = 2
 
 
 class GrammarCompiler:
@@ -37,8 +37,10 @@ class GrammarCompiler:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """info: xgrammar.TokenizerInfo."""
-        self._small = xgrammar.GrammarCompiler(info, max_threads=SMALL_THREADS, cache_enabled=False)
-        self._bounded = BoundedCompiler(info, timeout_s=timeout_s, memory_bytes=memory_bytes)
+        self._compiler = xgrammar.GrammarCompiler(
+            info, max_threads=COMPILE_THREADS, cache_enabled=False
+        )
+        self._trial = TrialCompiler(info, timeout_s=timeout_s, memory_bytes=memory_bytes)
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._grammars: OrderedDict[GrammarSpec, Any] = OrderedDict()  # oldest use first
@@ -68,7 +70,7 @@ class GrammarCompiler:
         return sum(grammar.memory_size_bytes for grammar in self._grammars.values())
 
     def close(self) -> None:
-        self._bounded.close()
+        self._trial.close()
 
     def _known(self, spec: GrammarSpec) -> Any:
         if spec in self._errors:
@@ -99,15 +101,17 @@ class GrammarCompiler:
 
     def _compiled(self, spec: GrammarSpec) -> Any:
         if not spec.is_small:
-            grammar = self._bounded.compile(spec.kind, spec.text)
-        else:
-            try:
-                grammar = compile_with(self._small, spec.kind, spec.text)
-            except (RuntimeError, ValueError) as error:
-                raise CompileError(error_text(error)) from None
-        size = grammar.memory_size_bytes
-        if size > MAX_GRAMMAR_BYTES:
-            raise CompileError(
-                f"needs {size >> 20} MiB compiled, more than {MAX_GRAMMAR_BYTES >> 20}; simplify it"
-            )
+            _check_size(self._trial.try_out(spec.kind, spec.text))
+        try:
+            grammar = compile_with(self._compiler, spec.kind, spec.text)
+        except (RuntimeError, ValueError) as error:
+            raise CompileError(error_text(error)) from None
+        _check_size(grammar.memory_size_bytes)
         return grammar
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_GRAMMAR_BYTES:
+        raise CompileError(
+            f"needs {size >> 20} MiB compiled, more than {MAX_GRAMMAR_BYTES >> 20}; simplify it"
+        )

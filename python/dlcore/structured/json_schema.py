@@ -80,9 +80,9 @@ def _fill_in(schema: dict[str, Any]) -> None:
         if kinds:
             schema["type"] = kinds.pop()
     kind = schema.get("type")
-    kinds = set(kind) if isinstance(kind, list) else {kind}
+    types = kind if isinstance(kind, list) else [kind]
     # Without these the compiler takes "no properties" and "no items" for "only empty".
-    if "object" in kinds and not schema.keys() & {"properties", "patternProperties"}:
+    if "object" in types and not schema.keys() & {"properties", "patternProperties"}:
         schema.setdefault("additionalProperties", True)
-    if "array" in kinds and "prefixItems" not in schema:
+    if "array" in types and "prefixItems" not in schema:
         schema.setdefault("items", True)

@@ -112,7 +112,7 @@ class MaskWorker:
             matchers = [rule.matcher for rule in rules]
             self._filler.batch_fill_next_token_bitmask(matchers, self._masks, together)
         for i, rule in zip(together, rules, strict=True):
-            rule.add_opening(self._masks[i])
+            rule.refine(self._masks[i])
         for i, (supply, num_seen, _) in enumerate(work):
             _set(supply, num_seen, self._masks[i])
         if time.perf_counter() - started > SLOW_MASK_S:

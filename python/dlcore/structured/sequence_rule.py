@@ -27,8 +27,10 @@ class SequenceRule:
         stop_token_ids: Sequence[int],
         reasoning: ReasoningSpan | None,
         tokenizer: Tokenizer,
+        also_allowed: MaskRow | None = None,
     ) -> None:
-        """grammar: xgrammar.CompiledGrammar."""
+        """grammar: xgrammar.CompiledGrammar. `also_allowed`: a mask the grammar's is cut to."""
+        self._also_allowed = also_allowed
         self.matcher = xgrammar.GrammarMatcher(grammar, override_stop_tokens=list(stop_token_ids))
         self._tokenizer = tokenizer
         self._reasoning = reasoning
@@ -63,10 +65,12 @@ class SequenceRule:
             row.fill(-1)
             return
         self.matcher.fill_next_token_bitmask(row.reshape(1, -1), 0)
-        self.add_opening(row)
+        self.refine(row)
 
-    def add_opening(self, row: MaskRow) -> None:
-        """Lets reasoning begin where it may."""
+    def refine(self, row: MaskRow) -> None:
+        """What the grammar's mask lacks: the cut, and the reasoning that may begin here."""
+        if self._also_allowed is not None:
+            row &= self._also_allowed
         if self._may_open and self._open_id is not None:
             bit = np.uint32(1 << (self._open_id % 32))
             row.view(np.uint32)[self._open_id // 32] |= bit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from dlcore import _core
 from dlcore.sampling_params import ParameterError, StructuredOutputs
-from dlcore.structured.bounded_compiler import CompileError
 from dlcore.structured.compiler import GrammarCompiler
 from dlcore.structured.mask_worker import MaskWorker, Supply
 from dlcore.structured.sequence_rule import SequenceRule
 from dlcore.structured.spec import grammar_spec
+from dlcore.structured.trial_compiler import CompileError
 from dlcore.structured.xgrammar_compile import tokenizer_info
 from dlcore.tokenizer import Tokenizer
 
@@ -45,13 +45,11 @@ class GrammarService:
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
         special = tokenizer.special_token_ids() | frozenset(eos_token_ids)
-        texts = [
-            b"" if i in special else tokenizer.token_bytes(i)
-            for i in range(min(vocab_size, tokenizer.vocab_size))
-        ]
-        self._compiler = GrammarCompiler(
-            tokenizer_info(texts, vocab_size, list(self._eos_token_ids))
-        )
+        texts = [b"" if i in special else tokenizer.token_bytes(i) for i in range(vocab_size)]
+        self._compiler = GrammarCompiler(tokenizer_info(texts, list(self._eos_token_ids)))
+        # JSON on one line has no control characters; the compiler lets some into its strings.
+        no_control = (i for i, text in enumerate(texts) if not text or min(text) >= 0x20)
+        self._json_tokens = self._mask_of(no_control).view(np.int32)
         self._keys = itertools.count(1)
         self._lock = threading.Lock()
         self._queue: _core.ConstraintQueue | None = None
@@ -72,7 +70,9 @@ class GrammarService:
         key = next(self._keys)
         core = _core.TokenConstraint(queue, key, self._vocab_size)
         stops = sorted({*self._eos_token_ids, *stop_token_ids})
-        rule = SequenceRule(grammar, stops, wanted.reasoning, self._tokenizer)
+        is_json = wanted.json_object or wanted.json_schema is not None
+        cut = self._json_tokens if is_json else None
+        rule = SequenceRule(grammar, stops, wanted.reasoning, self._tokenizer, cut)
         worker.add(key, Supply(core, rule, self._mask_of(stops)))
         return Constraint(worker, key, core)
 
@@ -95,8 +95,8 @@ class GrammarService:
                 self._worker = MaskWorker(self._queue, self._vocab_size)
             return self._queue, self._worker
 
-    def _mask_of(self, token_ids: Sequence[int]) -> npt.NDArray[np.uint32]:
+    def _mask_of(self, token_ids: Iterable[int]) -> npt.NDArray[np.uint32]:
+        ids = np.fromiter(token_ids, dtype=np.int64)
         mask = np.zeros(-(-self._vocab_size // 32), dtype=np.uint32)
-        for token_id in token_ids:
-            mask[token_id // 32] |= np.uint32(1 << (token_id % 32))
+        np.bitwise_or.at(mask, ids // 32, np.uint32(1) << (ids % 32).astype(np.uint32))
         return mask

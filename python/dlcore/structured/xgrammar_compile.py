@@ -31,14 +31,15 @@ def error_text(error: BaseException) -> str:
     return _LOG_PREFIX.sub("", str(error)).strip()[:MAX_ERROR_CHARS]
 
 
-def tokenizer_info(token_bytes: list[bytes], vocab_size: int, stop_token_ids: list[int]) -> Any:
-    """An xgrammar.TokenizerInfo. Ids with no bytes are never allowed (special tokens, padding).
+def tokenizer_info(token_bytes: list[bytes], stop_token_ids: list[int]) -> Any:
+    """An xgrammar.TokenizerInfo.
 
-    token_bytes: by token id, at most `vocab_size` of them.
+    token_bytes: what each token id of the model writes; ids with b"" are never allowed (special
+    tokens, padding), unless they are stop tokens.
     """
     return xgrammar.TokenizerInfo(
         token_bytes,
         vocab_type=xgrammar.VocabType.RAW,
-        vocab_size=vocab_size,
+        vocab_size=len(token_bytes),
         stop_token_ids=stop_token_ids,
     )

@@ -1,4 +1,4 @@
-"""Compiles grammars in a child process with a time and a memory limit."""
+"""Tries out in a child process whether a grammar compiles within a time and a memory limit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 import threading
 from typing import Any
 
-import xgrammar
-
 START_TIMEOUT_S = 120.0
 
 
@@ -18,10 +16,10 @@ class CompileError(ValueError):
     """The grammar is wrong, or too costly to compile."""
 
 
-class BoundedCompiler:
+class TrialCompiler:
     """One child, started when first needed and again after it had to be killed.
 
-    Thread safety: any thread; grammars are compiled one after the other.
+    Thread safety: any thread; grammars are tried one after the other.
     """
 
     def __init__(self, info: Any, *, timeout_s: float, memory_bytes: int) -> None:
@@ -32,19 +30,19 @@ class BoundedCompiler:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
-    def compile(self, kind: str, text: str) -> Any:
-        """An xgrammar.CompiledGrammar. Raises CompileError."""
+    def try_out(self, kind: str, text: str) -> int:
+        """The compiled size in bytes. Raises CompileError."""
         with self._lock:
             answer = self._ask(json.dumps({"kind": kind, "text": text}))
-        if "ok" not in answer:
+        if "bytes" not in answer:
             raise CompileError(str(answer["error"]))
-        return xgrammar.CompiledGrammar.deserialize_json(answer["ok"], self._info)
+        return int(answer["bytes"])
 
     def close(self) -> None:
         with self._lock:
             self._kill()
 
-    def _ask(self, job: str) -> dict[str, str]:
+    def _ask(self, job: str) -> dict[str, Any]:
         if self._child is None or self._child.poll() is not None:
             self._start()
         answer = self._exchange(job, self._timeout_s)
@@ -56,7 +54,7 @@ class BoundedCompiler:
             f"{self._memory_bytes >> 20} MiB to compile; simplify it"
         }
 
-    def _exchange(self, line: str, timeout_s: float) -> dict[str, str] | None:
+    def _exchange(self, line: str, timeout_s: float) -> dict[str, Any] | None:
         """One line to the child and one back; None when it died or was too slow."""
         child = self._child
         if child is None or child.stdin is None or child.stdout is None:
@@ -73,7 +71,7 @@ class BoundedCompiler:
             timer.cancel()
         if not answer.endswith("\n"):
             return None
-        decoded: dict[str, str] = json.loads(answer)
+        decoded: dict[str, Any] = json.loads(answer)
         return decoded
 
     def _start(self) -> None:
