@@ -46,6 +46,9 @@ class InstantEngine:
     def tokenizer(self) -> Tokenizer | None:
         return None
 
+    def default_sampling_params(self) -> SamplingParams:
+        return SamplingParams()
+
     async def generate(
         self,
         prompt: str | Sequence[int],

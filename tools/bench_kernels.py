@@ -232,6 +232,34 @@ def _decode_case(shape: Shape, batch: int, context: int, fp8: bool) -> Case:
     )
 
 
+def prefill_cases() -> Iterator[Case]:
+    batches = (
+        ([2048], [2048]),
+        ([4096], [4096]),
+        ([8192], [8192]),
+        ([2048], [32768]),
+        ([512] * 4, [512] * 4),
+        ([64] * 32, [1024] * 32),
+    )
+    for shape in SHAPES:
+        for query_lens, seq_lens in batches:
+            yield _prefill_case(shape, query_lens, seq_lens)
+
+
+def _prefill_case(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> Case:
+    lengths = zip(query_lens, seq_lens, strict=True)
+    pairs = sum(q * (n - q) + q * (q + 1) / 2 for q, n in lengths)
+    kv = paged_kv(shape, query_lens, seq_lens)
+    q = bf16(sum(query_lens), shape.q_heads, shape.head_dim)
+    return Case(
+        op="prefill_attention",
+        shape=f"{shape.name} q{query_lens[0]}x{len(query_lens)} ctx{seq_lens[0]}",
+        num_sets=1,
+        flops=4.0 * pairs * shape.q_heads * shape.head_dim,
+        run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q)),
+    )
+
+
 def argmax_cases() -> Iterator[Case]:
     for rows in (1, 64, 256):
         yield _argmax_case(rows)
@@ -327,6 +355,7 @@ def main() -> None:
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,
         "decode_attention": decode_cases,
+        "prefill_attention": prefill_cases,
         "linear": lambda: linear_cases(tuple(args.tokens), tuple(args.row_tiles)),
     }
     print(f"{'op':<24}{'shape':<30}{'us':>10}{'rate':>16}{'% of floor':>12}")

@@ -56,11 +56,16 @@ struct dlk_attention {
   float scale;                     // of q . k
   int num_tokens, num_seqs;        // buckets
   int num_q_heads, num_kv_heads, head_dim, block_size, max_blocks;
+  int num_blocks;  // of the cache
 };
 int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim);
 // Sequences with exactly one query token (others are skipped). D is 64 or 128, Hq / Hk <= 8,
 // block_size a power of two >= 16.
 int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream);
+
+// Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128, the
+// cache bf16, block_size a power of two from 16 to 128.
+int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream);
 
 // Starts a step: block_tables[flat index] = block for each update of the arena, and
 // token_ids_out [T] int64 = token_ids, with pending ones (-1) replaced by the token their

@@ -36,6 +36,10 @@ class EngineClient(Protocol):
         """None when the model folder has no tokenizer: token ids only."""
         ...
 
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's authors advise; holds for what a request leaves open."""
+        ...
+
     def generate(
         self,
         prompt: str | Sequence[int],

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlcore import _core
 from dlcore.layers.sampler import sample
 from dlcore.models import CausalLM
+from dlcore.ops.kernels import argmax_workspace
 from dlcore.step_buffers import Arenas, DeviceState, SamplerBuffers, StepBuffers, lazy_zeros
 
 MAX_CACHED_KEYS = 1024
@@ -67,6 +68,7 @@ def allocate_state(
         block_tables=zeros(options.max_num_seqs + 1, max_blocks),
         last_tokens=zeros(options.max_num_seqs + 1),
         token_counts=zeros(options.max_num_seqs + 1, options.vocab_size),
+        argmax_space=argmax_workspace(options.max_num_seqs, device),
         kv_caches=kv_caches,
     )
 

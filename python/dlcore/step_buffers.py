@@ -105,6 +105,7 @@ class DeviceState:
     last_tokens: Tensor  # int32 [max_num_seqs + 1]
     token_counts: Tensor  # int32 [max_num_seqs + 1, vocab_size], see PROMPT_SEEN_BIT
     kv_caches: tuple[Tensor, ...]  # per layer [num_kv_blocks + 1, 2, num_kv_heads, block_size, D]
+    argmax_space: Tensor | None = None  # uint8, ops.kernels.argmax_workspace; GPU only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

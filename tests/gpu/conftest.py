@@ -1,18 +1,20 @@
-"""GPU tests: skipped where there is no Hopper GPU or the kernels were not built."""
+"""GPU tests are skipped where there is no GPU."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from dlcore.ops import kernels
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available() and kernels.usable(torch.zeros(1, dtype=torch.bfloat16).cuda()):
+    if torch.cuda.is_available():
         return
+    here = Path(__file__).parent
     for item in items:
-        item.add_marker(pytest.mark.skip(reason="needs a Hopper GPU and libdlcore_kernels.so"))
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(autouse=True)

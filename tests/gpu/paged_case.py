@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+
+needs_kernels = pytest.mark.skipif(
+    not torch.cuda.is_available() or not kernels.runs_on(torch.device("cuda", 0)),
+    reason="needs a Hopper GPU and libdlcore_kernels.so",
+)
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from dlcore.ops import kernels
-from tests.gpu.paged_case import PagedCase, relative_error
+from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
+
+pytestmark = needs_kernels
 
 # bf16 operands, float32 sums: rounding of P and of the result.
 BOUND = 6e-3
@@ -53,3 +55,30 @@ def test_decode_leaves_prefilling_sequences_alone_and_can_run_again() -> None:
         assert relative_error(second[where], reference) < BOUND
     for seq in (1, 3):
         assert first[case.reference(seq)[0]].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "seq_lens", "options"),
+    [
+        ([2], [2], {}),
+        ([128], [128], {}),
+        ([300], [300], {}),
+        ([77, 128, 5], [77, 1000, 4096], {}),
+        ([1, 64, 1, 130], [500, 64, 9, 643], {"num_q_heads": 32}),
+        ([2] * 70 + [200], [300] * 70 + [201], {"num_q_heads": 8}),
+        ([100, 33], [1133, 33], {"block_size": 32, "num_kv_heads": 2, "num_q_heads": 14}),
+        ([100, 33], [1133, 2100], {"block_size": 64, "num_kv_heads": 4, "num_q_heads": 32}),
+    ],
+)
+def test_prefill_is_causal_over_the_context(
+    query_lens: list[int], seq_lens: list[int], options: dict
+) -> None:
+    case = PagedCase.random(query_lens, seq_lens, **options)
+    out = torch.full_like(case.q, torch.nan)
+    kernels.prefill_attention(case.q, case.kv, out)
+    for seq, num_queries in enumerate(query_lens):
+        where, reference = case.reference(seq)
+        if num_queries > 1:
+            assert relative_error(out[where], reference) < BOUND, seq
+        else:
+            assert out[where].isnan().all()

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
-from tests.gpu.paged_case import relative_error
+from tests.gpu.paged_case import needs_kernels, relative_error
+
+pytestmark = needs_kernels
 
 EPS = 1e-6
 ROUNDING = 3e-3  # of one bf16 result

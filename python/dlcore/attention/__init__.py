@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dlcore.attention import torch_attention, triton_attention
+from dlcore.attention import hopper_attention, torch_attention, triton_attention
 from dlcore.config import ConfigError
 from dlcore.step_buffers import DeviceState, StepBuffers
 
@@ -34,6 +34,8 @@ def choose_attention(name: str, device: torch.device) -> AttentionBackend:
         return torch_attention.paged_attention
     if name == "torch":
         raise ConfigError("attention_backend", "torch runs on the CPU only; use auto or triton")
+    if name == "auto" and hopper_attention.available(device):
+        return hopper_attention.HopperAttention.create(device)
     if not triton_attention.available():
         raise ConfigError("attention_backend", "triton is not installed; pip install triton")
     return triton_attention.paged_attention

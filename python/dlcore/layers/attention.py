@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from dlcore.attention import AttentionBackend
 from dlcore.layers.linear import Linear
+from dlcore.layers.norm import RMSNorm
+from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.step_buffers import DeviceState, StepBuffers
 
@@ -41,14 +43,21 @@ class GqaAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        residual: Tensor | None,
+        norm: RMSNorm,
         step: StepBuffers,
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
-    ) -> Tensor:
-        """x: [T, hidden] -> [T, hidden]; writes this step's k and v to `kv_cache`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream (x, residual), [T, hidden] each (see ops.linear), with the
+        attention of its norm added; writes this step's k and v to `kv_cache`."""
+        qkv_proj, o_proj = self.qkv_proj, self.o_proj
+        qkv, stream = norm_linear(
+            x, residual, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias
+        )
         q = qk_norm_rope_kv_write(
-            self.qkv_proj(x),
+            qkv,
             self.q_norm,
             self.k_norm,
             self.norm_eps,
@@ -57,5 +66,5 @@ class GqaAttention(nn.Module):
             step.slot_mapping,
             kv_cache,
         )
-        out: Tensor = self.o_proj(self.backend(q, kv_cache, step, state, self.scale).flatten(1))
-        return out
+        out = self.backend(q, kv_cache, step, state, self.scale).flatten(1)
+        return residual_linear(out, o_proj.weight, o_proj.bias, stream)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from dlcore.ops import kernels
 from dlcore.ops.logits_rules import (
     apply_bias,
     apply_masks,
@@ -19,16 +19,18 @@ from dlcore.step_buffers import DeviceState, SamplerBuffers
 
 def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     """logits: [S, V], any float dtype. Writes the outputs and `state.last_tokens`."""
-    # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
-    no_token = sampler.row_slots < 0
+    space = state.argmax_space
+    if sampler.variant == "greedy" and space is not None and kernels.argmax_supports(logits):
+        kernels.argmax(logits, sampler.row_slots, sampler.sampled_tokens, state.last_tokens, space)
+        return
     if sampler.variant == "greedy":
         tokens = greedy_sample(logits)
     elif sampler.variant == "random":
         tokens = _random(logits.float(), sampler)
     else:
-        tokens, none_allowed = _full(logits.float(), sampler, state)
-        no_token = no_token | none_allowed
-    sampler.sampled_tokens.copy_(tokens.masked_fill(no_token, -1))
+        tokens = _full(logits.float(), sampler, state)
+    # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
+    sampler.sampled_tokens.copy_(tokens.masked_fill(sampler.row_slots < 0, -1))
     state.last_tokens[sampler.row_slots.long()] = tokens
 
 
@@ -50,8 +52,7 @@ def _random(logits: Tensor, sampler: SamplerBuffers) -> Tensor:
     )
 
 
-def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> tuple[Tensor, Tensor]:
-    """Tokens [S], and True [S] where the rules left none to choose (or logits are NaN)."""
+def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor:
     assert sampler.sampled_logprobs is not None
     assert sampler.sampled_ranks is not None
     assert sampler.top_ids is not None
@@ -71,4 +72,4 @@ def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> tuple[
         sampler.top_ids,
         sampler.top_logprobs,
     )
-    return tokens, ~(ruled.amax(dim=-1) > -torch.inf)
+    return tokens

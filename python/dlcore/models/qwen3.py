@@ -20,9 +20,8 @@ from dlcore.layers.linear import Linear
 from dlcore.layers.norm import RMSNorm
 from dlcore.layers.rope import build_cos_sin
 from dlcore.model_folder import read_positive_int, rope_parameters
-from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.begin_step import begin_step
-from dlcore.ops.linear import linear
+from dlcore.ops.linear import linear, norm_swiglu, residual_linear
 from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
 
 
@@ -80,9 +79,12 @@ class Qwen3MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:  # x: [T, hidden]
-        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
-        return out
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: RMSNorm
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream (x, residual), [T, hidden] each, with the MLP of its norm added."""
+        inner, stream = norm_swiglu(x, residual, norm.weight, norm.eps, self.gate_up_proj.weight)
+        return residual_linear(inner, self.down_proj.weight, None, stream)
 
 
 class Qwen3DecoderLayer(nn.Module):
@@ -110,12 +112,11 @@ class Qwen3DecoderLayer(nn.Module):
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """x: [T, hidden], not yet added to the residual stream; returns the same pair."""
-        x, residual = self.input_norm(x, residual)
-        x = self.attn(x, step, state, cos_sin, kv_cache)
-        x, residual = self.post_attn_norm(x, residual)
-        return self.mlp(x), residual
+    ) -> tuple[Tensor, Tensor | None]:
+        """(x, residual): the residual stream, [T, hidden] each (see ops.linear)."""
+        x, residual = self.attn(x, residual, self.input_norm, step, state, cos_sin, kv_cache)
+        x, residual = self.mlp(x, residual, self.post_attn_norm)
+        return x, residual
 
 
 class Qwen3ForCausalLM(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dlcore.ops import step_kernels
+from dlcore.ops import kernels, step_kernels
 from dlcore.step_buffers import DeviceState, Header, StepBuffers
 
 
@@ -14,6 +14,16 @@ def begin_step(step: StepBuffers, state: DeviceState) -> Tensor:
     Returns [T] int64: `step.token_ids`, where a pending one (-1) became the token its sequence
     sampled last. Padding may be any valid id.
     """
+    if kernels.runs_on(step.header.device):
+        return kernels.begin_step(
+            step.arena,
+            step.header,
+            step.token_ids,
+            step.token_seq,
+            step.seq_slots,
+            state.last_tokens,
+            state.block_tables,
+        )
     if step.header.is_cuda:
         step_kernels.apply_block_updates(step, state)
     else:

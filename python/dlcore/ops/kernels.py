@@ -17,6 +17,11 @@ from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
 MAX_SKINNY_TOKENS = 16
+ROPE_HEAD_DIMS = (64, 128, 256)
+ATTENTION_HEAD_DIMS = (64, 128)
+PREFILL_HEAD_DIM = 128
+MAX_ATTENTION_GROUP = 8  # query heads per KV head
+MAX_ATTENTION_SEQS = 3072
 ARGMAX_STATE_BYTES = 16
 
 _PTR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
@@ -43,6 +48,7 @@ class _Attention(ctypes.Structure):
         ("head_dim", _INT),
         ("block_size", _INT),
         ("max_blocks", _INT),
+        ("num_blocks", _INT),
     )
 
 
@@ -57,6 +63,7 @@ _SIGNATURES = {
         _PTR,
     ],
     "dlk_decode_attention": [ctypes.POINTER(_Attention), _PTR],
+    "dlk_prefill_attention": [ctypes.POINTER(_Attention), _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
     "dlk_argmax": [_PTR, _INT, _PTR, _PTR, _PTR, _PTR, _INT, _INT, _PTR],
 }
@@ -81,12 +88,16 @@ def _device_supported(index: int) -> bool:
     return torch.cuda.get_device_capability(index) == (9, 0)
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels were built, and run on this device."""
+    if device.type != "cuda" or _library() is None:
+        return False
+    return _device_supported(device.index or 0)
+
+
 def usable(*tensors: Tensor) -> bool:
-    """Whether the kernels were built, and run on these tensors' device and dtype (bf16)."""
-    return all(
-        t.is_cuda and t.dtype == torch.bfloat16 and _device_supported(t.device.index)
-        for t in tensors
-    ) and (_library() is not None)
+    """Whether the kernels run on these tensors: their device, and bf16."""
+    return all(t.dtype == torch.bfloat16 for t in tensors) and runs_on(tensors[0].device)
 
 
 def _call(name: str, *args: object) -> None:
@@ -241,12 +252,21 @@ def _attention_args(q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor | Non
         head_dim=head_dim,
         block_size=block_size,
         max_blocks=kv.block_tables.shape[1],
+        num_blocks=kv.kv_cache.shape[0],
     )
 
 
 def decode_attention(q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor) -> None:
     """Fills out [T, Hq, D] for the sequences with exactly one query token; leaves the others."""
     _call("dlk_decode_attention", _attention_args(q, kv, out, workspace))
+
+
+def prefill_attention(q: Tensor, kv: PagedKv, out: Tensor, *, min_query: int = 1) -> None:
+    """Fills out [T, Hq, D] for the sequences with more than `min_query` query tokens; causal.
+
+    D is PREFILL_HEAD_DIM, the cache bf16, `kv.query_start_loc` given.
+    """
+    _call("dlk_prefill_attention", _attention_args(q, kv, out, None), min_query)
 
 
 def begin_step(
@@ -271,6 +291,14 @@ def begin_step(
 
 def argmax_workspace(max_num_rows: int, device: torch.device) -> Tensor:
     return torch.zeros(max_num_rows * ARGMAX_STATE_BYTES, dtype=torch.uint8, device=device)
+
+
+def argmax_supports(logits: Tensor) -> bool:
+    return (
+        logits.dtype in (torch.bfloat16, torch.float32)
+        and logits.shape[1] % 8 == 0
+        and runs_on(logits.device)
+    )
 
 
 def argmax(

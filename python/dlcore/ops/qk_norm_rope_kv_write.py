@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlcore.ops import kernels
 from dlcore.ops.norm import rms_norm
 
 
@@ -30,6 +31,10 @@ def qk_norm_rope_kv_write(
     returns q:    [T, Hq, D]
     """
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    if kernels.usable(qkv, kv_cache) and head_dim in kernels.ROPE_HEAD_DIMS:
+        return kernels.qk_norm_rope_kv_write(
+            qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache
+        )
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
     q_and_k, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]

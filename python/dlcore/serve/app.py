@@ -19,10 +19,11 @@ from dlcore.serve.drain import DrainMiddleware
 from dlcore.serve.errors import ApiError, ErrorBoundary
 from dlcore.serve.limits import LimitMiddleware, Limits
 from dlcore.serve.routes import routes
+from dlcore.serve.tracing import TraceMiddleware
 
 
 def build_app(ctx: ServerContext) -> Starlette:
-    """The ASGI app. Layers, outermost first: log, errors, CORS, key, drain, limits, route."""
+    """The ASGI app. Layers, from outside: log, trace, errors, CORS, key, drain, limits, route."""
     config = ctx.config
     table, runner = routes(ctx)
     limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
@@ -33,6 +34,7 @@ def build_app(ctx: ServerContext) -> Starlette:
             enabled=config.access_log,
             paths=frozenset(spec.path for spec in table),
         ),
+        *_tracing(ctx),
         Middleware(ErrorBoundary),
         *_cors(config.allowed_origins),
         Middleware(AuthMiddleware, keys=ApiKeys(config.api_key)),
@@ -46,6 +48,8 @@ def build_app(ctx: ServerContext) -> Starlette:
         runner.resume()
         yield
         await runner.stop()
+        if ctx.tracing is not None:
+            ctx.tracing.close()
 
     return Starlette(
         routes=[spec.route() for spec in table],
@@ -53,6 +57,10 @@ def build_app(ctx: ServerContext) -> Starlette:
         exception_handlers={HTTPException: _http_exception},
         lifespan=lifespan,
     )
+
+
+def _tracing(ctx: ServerContext) -> list[Middleware]:
+    return [Middleware(TraceMiddleware, tracing=ctx.tracing)] if ctx.tracing is not None else []
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from pathlib import Path
+from typing import IO
 
 import msgspec
 from starlette.types import ASGIApp
@@ -21,6 +23,7 @@ from dlcore.serve.schemas.batches import Batch, BatchErrors, BatchLine, LineResp
 logger = logging.getLogger("dlcore.serve")
 
 PRIORITY = 100  # larger is later: live requests go first
+_LOOK_EVERY_S = 1.0  # for a cancel that another process was asked for
 
 
 class BatchRunner:
@@ -41,7 +44,7 @@ class BatchRunner:
         if self._store is None:
             try:
                 self._store = JobStore(self._folder)
-            except OSError as exc:
+            except (OSError, sqlite3.Error) as exc:
                 raise unavailable(f"--data-dir {self._folder} cannot be used: {exc}") from None
         return self._store
 
@@ -68,8 +71,12 @@ class BatchRunner:
             self._store.close()
 
     def start(self, batch: Batch, owner: str) -> None:
+        """Does nothing where another process runs the job already."""
+        claim = self.store.claim(batch.id)
+        if claim is None:
+            return
         self._live[batch.id] = batch
-        task = asyncio.create_task(self._run(batch, owner))
+        task = asyncio.create_task(self._run(batch, owner, claim))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -78,12 +85,14 @@ class BatchRunner:
         return self._live.get(batch_id)
 
     def cancel(self, batch: Batch, owner: str) -> None:
-        if batch.status not in FINAL and batch.status != "cancelling":
-            batch.status = "cancelling"
-            batch.cancelling_at = int(time.time())
-            self.store.put_batch(batch, owner)
+        if batch.status in FINAL:
+            return
+        self.store.request_cancel(batch.id)
+        _mark_cancelling(batch)
+        if batch.id not in self._live:
+            self.start(batch, owner)  # unless another process runs it, which will see it
 
-    async def _run(self, batch: Batch, owner: str) -> None:
+    async def _run(self, batch: Batch, owner: str, claim: IO[str]) -> None:
         try:
             lines = await self._validate(batch, owner)
             if lines:
@@ -95,6 +104,7 @@ class BatchRunner:
             await self._fail(batch, owner, f"the server could not run it: {exc}")
         finally:
             self._live.pop(batch.id, None)
+            claim.close()
 
     async def _validate(self, batch: Batch, owner: str) -> list[BatchLine]:
         path = self.store.content_path(batch.input_file_id)
@@ -116,11 +126,16 @@ class BatchRunner:
     async def _run_lines(self, batch: Batch, owner: str, lines: list[BatchLine]) -> None:
         done = await asyncio.to_thread(self.store.lines_done, batch.id)
         running: set[asyncio.Task[None]] = set()
+        looked = 0.0
         try:
             for number, line in enumerate(lines):
                 if number in done:
                     continue
                 await self._slots.acquire()
+                if time.monotonic() - looked > _LOOK_EVERY_S:
+                    looked = time.monotonic()
+                    if await asyncio.to_thread(self.store.cancel_requested, batch.id):
+                        _mark_cancelling(batch)
                 if self._drain.draining or batch.status != "in_progress" or _too_late(batch):
                     self._slots.release()
                     break
@@ -177,6 +192,12 @@ class BatchRunner:
         if why:
             batch.metadata = {**(batch.metadata or {}), "error": why}
         await asyncio.to_thread(self.store.put_batch, batch, owner)
+
+
+def _mark_cancelling(batch: Batch) -> None:
+    if batch.status != "cancelling":
+        batch.status = "cancelling"
+        batch.cancelling_at = int(time.time())
 
 
 def _all_done(batch: Batch) -> bool:

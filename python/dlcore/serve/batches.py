@@ -68,4 +68,13 @@ class BatchesEndpoint:
         stored = await asyncio.to_thread(self._runner.store.get_batch, batch_id, owner)
         if stored is None:
             raise not_found(f"no batch has the id {batch_id!r}", "batch_id")
-        return self._runner.live(batch_id) or stored
+        live = self._runner.live(batch_id)
+        if live is None and stored.status in ("in_progress", "cancelling"):
+            await asyncio.to_thread(self._count, stored)
+        return live or stored
+
+    def _count(self, batch: Batch) -> None:
+        """Another process runs it: its results tell how far it is."""
+        done = self._runner.store.lines_done(batch.id)
+        batch.request_counts.completed = sum(done.values())
+        batch.request_counts.failed = len(done) - sum(done.values())

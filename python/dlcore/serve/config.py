@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlcore.config import ConfigError
+
 MIB = 1024 * 1024
 
 
@@ -74,13 +76,13 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be in [0, 65535], got {self.port}")
+            raise ConfigError("port", f"must be in [0, 65535], got {self.port}")
         if self.frontends < 1:
-            raise ValueError(f"frontends must be at least 1, got {self.frontends}")
+            raise ConfigError("frontends", f"must be at least 1, got {self.frontends}")
         if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
-            raise ValueError(f"grpc_port must be in [0, 65535], got {self.grpc_port}")
+            raise ConfigError("grpc_port", f"must be in [0, 65535], got {self.grpc_port}")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ValueError("ssl_certfile and ssl_keyfile must be given together")
+            raise ConfigError("ssl_certfile", "must be given together with ssl_keyfile")
         for name in ("max_body_bytes", "max_file_bytes", "max_connections"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(name, f"must be at least 1, got {getattr(self, name)}")

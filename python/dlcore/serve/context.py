@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlcore.chat_template import ChatTemplate
+from dlcore.chat_template import ChatTemplate, ChatTemplateError
+from dlcore.config import ConfigError
 from dlcore.engine_client import EngineClient
 from dlcore.serve.body import UnknownFields
 from dlcore.serve.config import ServeConfig
@@ -21,6 +22,7 @@ from dlcore.serve.parsers.registry import (
     choose_reasoning_parser,
     choose_tool_parser,
 )
+from dlcore.serve.tracing import Tracing, make_tracing
 from dlcore.tokenizer import Tokenizer
 
 
@@ -31,6 +33,7 @@ class ServerContext:
     metrics: Metrics
     answer_format: AnswerFormat
     chat_template: ChatTemplate | None = None  # replaces the model's
+    tracing: Tracing | None = None
     drain: Drain = field(default_factory=Drain)
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -51,11 +54,12 @@ class ServerContext:
 
 
 def make_context(engine: EngineClient, config: ServeConfig) -> ServerContext:
-    """Raises ValueError for an unknown parser name or an unreadable template."""
+    """Raises ConfigError for an unknown parser name or an unreadable template."""
     names = config.served_model_name or (engine.model_name,)
     form = _answer_format(config, engine.tokenizer)
     template = _template_file(config.chat_template, engine.tokenizer)
-    return ServerContext(engine, config, Metrics(names[0], engine.stats), form, template)
+    traces = make_tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+    return ServerContext(engine, config, Metrics(names[0], engine.stats), form, template, traces)
 
 
 def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
@@ -64,8 +68,11 @@ def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplat
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"chat_template: cannot read {file}: {exc}") from None
-    return chat_template_of(text, tokenizer)
+        raise ConfigError("chat_template", f"cannot read {file}: {exc}") from None
+    try:
+        return chat_template_of(text, tokenizer)
+    except ChatTemplateError as exc:
+        raise ConfigError("chat_template", f"{file}: {exc}") from None
 
 
 def chat_template_of(text: str, tokenizer: Tokenizer | None) -> ChatTemplate:
@@ -89,5 +96,5 @@ def _known(option: str, name: str | None, table: Mapping[str, object]) -> str | 
     if name in (None, "none"):
         return None
     if name not in table:
-        raise ValueError(f"{option} must be none or one of {', '.join(table)}; got {name!r}")
+        raise ConfigError(option, f"must be none or one of {', '.join(table)}; got {name!r}")
     return name

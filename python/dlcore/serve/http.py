@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dlcore.config import ConfigError
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
 from dlcore.serve.auth import load_api_keys
@@ -121,7 +122,7 @@ async def serve(
         if rpc is not None:
             await rpc.stop(0 if server.force_exit else config.drain_timeout or None)
         return server.exit_code
-    except OSError as exc:
+    except (OSError, ConfigError) as exc:
         sys.stderr.write(f"error: {exc}\n")
         return 1
     finally:

@@ -1,7 +1,8 @@
 """Files and batch jobs on disk: SQLite for what is known of them, plain files for content.
 
 Every method is safe to call from any thread and leaves the store consistent: a server that
-dies between two of them finds, when it starts again, what the last one wrote.
+dies between two of them finds, when it starts again, what the last one wrote. Several processes
+may use one folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -25,7 +26,7 @@ CREATE TABLE IF NOT EXISTS files (
 );
 CREATE TABLE IF NOT EXISTS batches (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_at INTEGER NOT NULL, object BLOB NOT NULL,
-    active INTEGER NOT NULL
+    active INTEGER NOT NULL, cancel INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS results (
     batch_id TEXT NOT NULL, line INTEGER NOT NULL, ok INTEGER NOT NULL, result BLOB NOT NULL,
@@ -39,11 +40,11 @@ class JobStore:
     """One folder: `jobs.sqlite` and `files/`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OSError when the folder cannot be used, or another server uses it."""
+        """Raises OSError or sqlite3.Error when the folder cannot be used."""
         self._files = folder / "files"
-        self._files.mkdir(parents=True, exist_ok=True)
-        self._owner = (folder / "lock").open("w")
-        fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._claims = folder / "claims"
+        for part in (self._files, self._claims):
+            part.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._db = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -57,7 +58,6 @@ class JobStore:
     def close(self) -> None:
         with self._lock:
             self._db.close()
-            self._owner.close()
 
     def content_path(self, file_id: str) -> Path:
         return self._files / file_id
@@ -95,10 +95,39 @@ class JobStore:
         self.content_path(file_id).unlink(missing_ok=True)
 
     def put_batch(self, batch: Batch, owner: str) -> None:
-        row = (batch.id, owner, batch.created_at, msgspec.json.encode(batch),
-               batch.status not in FINAL)  # fmt: skip
+        active = batch.status not in FINAL
+        row = (batch.id, owner, batch.created_at, msgspec.json.encode(batch), active)
         with self._lock, self._db:
-            self._db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute(
+                "INSERT INTO batches (id, owner, created_at, object, active) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE"
+                " SET object = excluded.object, active = excluded.active",
+                row,
+            )
+        if not active:
+            (self._claims / batch.id).unlink(missing_ok=True)
+
+    def claim(self, batch_id: str) -> IO[str] | None:
+        """The right to run a job, until the file is closed. None: another process has it.
+
+        The kernel gives it back when the process dies, however it dies.
+        """
+        claim = (self._claims / batch_id).open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            claim.close()
+            return None
+        return claim
+
+    def request_cancel(self, batch_id: str) -> None:
+        """Seen by whichever process runs the job."""
+        with self._lock, self._db:
+            self._db.execute("UPDATE batches SET cancel = 1 WHERE id = ?", (batch_id,))
+
+    def cancel_requested(self, batch_id: str) -> bool:
+        row = self._one("SELECT cancel FROM batches WHERE id = ?", (batch_id,))
+        return row is not None and bool(row[0])
 
     def get_batch(self, batch_id: str, owner: str) -> Batch | None:
         row = self._one("SELECT object FROM batches WHERE id = ? AND owner = ?", (batch_id, owner))
@@ -142,9 +171,9 @@ class JobStore:
         with self._lock, self._db:
             self._db.execute("DELETE FROM results WHERE batch_id = ?", (batch_id,))
 
-    def _one(self, query: str, values: tuple[object, ...]) -> tuple[bytes] | None:
+    def _one(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         with self._lock:
-            row: tuple[bytes] | None = self._db.execute(query, values).fetchone()
+            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
         return row
 
     def _all(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from dlcore.engine_client import EngineClient
 from dlcore.sampling_params import ParameterError, SamplingParams, StructuredOutputs
@@ -40,12 +41,16 @@ def sampling_params(
     structured_outputs: StructuredOutputs | None = None,
     keep_special_tokens: bool = False,
 ) -> SamplingParams:
-    """Raises ParameterError naming the field."""
+    """What the request leaves open is as the model's authors advise.
+
+    Raises ParameterError naming the field.
+    """
     given = {name: getattr(fields, name) for name in _SAME_NAME}
     if keep_special_tokens:
         given["skip_special_tokens"] = False
     _check_token_ids("allowed_token_ids", fields.allowed_token_ids or (), engine.vocab_size)
-    return SamplingParams(
+    return replace(
+        engine.default_sampling_params(),
         **{name: value for name, value in given.items() if value is not None},
         max_tokens=max_tokens,
         logprobs=logprobs,

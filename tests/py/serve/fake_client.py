@@ -65,6 +65,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.seen: list[tuple[list[int], SamplingParams]] = []
         self.priorities: list[int] = []
+        self.defaults = SamplingParams()
         self.delay = delay
         self.dead = False
         self.finished = 0
@@ -73,6 +74,9 @@ class FakeEngine:
         self._script = script
         self._max_waiting = max_waiting
         self._coder = byte_tokenizer()
+
+    def default_sampling_params(self) -> SamplingParams:
+        return self.defaults
 
     async def generate(
         self,

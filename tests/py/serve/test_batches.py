@@ -218,3 +218,24 @@ def test_lists_come_in_pages(client: openai.OpenAI, server: LiveServer) -> None:
     assert page.has_more
     assert {f.id for f in client.files.list(limit=2)} == ids
     assert httpx.get(server.base + "/v1/files?limit=x").status_code == 400
+
+
+def test_two_servers_share_a_folder_and_run_a_batch_once(tmp_path: Path) -> None:
+    first, url_1 = _serve(["--delay", "0.03", "--data-dir", str(tmp_path)])
+    ours = openai.OpenAI(base_url=f"{url_1}/v1", api_key="none", max_retries=0)
+    batch_id = _start(ours, _upload(ours, _lines(600, max_tokens=12)))
+    assert wait_until(lambda: ours.batches.retrieve(batch_id).request_counts.completed > 5)
+    second, url_2 = _serve(["--data-dir", str(tmp_path)])
+    try:
+        theirs = openai.OpenAI(base_url=f"{url_2}/v1", api_key="none", max_retries=0)
+        seen = theirs.batches.retrieve(batch_id)
+        assert seen.status == "in_progress"
+        assert seen.request_counts.completed > 5
+        assert httpx.get(url_2 + "/metrics").text.count('handler="/v1/chat/completions"') == 0
+        assert theirs.batches.cancel(batch_id).status == "cancelling"
+        assert _final(ours, batch_id).status == "cancelled"
+        assert theirs.batches.retrieve(batch_id).status == "cancelled"
+    finally:
+        for process in (first, second):
+            process.terminate()
+            assert process.wait(20) == 0

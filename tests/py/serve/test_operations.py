@@ -5,19 +5,33 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
+import ssl
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import trustme
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from serve.fake_client import FakeEngine
 from serve.live_server import LiveServer, live_server
+from starlette.testclient import TestClient
 
+from dlcore.config import ConfigError
+from dlcore.sampling_params import SamplingParams
+from dlcore.serve.app import build_app
 from dlcore.serve.auth import ApiKeys, load_api_keys
+from dlcore.serve.config import ServeConfig
+from dlcore.serve.context import make_context
 from dlcore.serve.limits import Limits
 from dlcore.serve.routes import routes
+from dlcore.serve.tracing import Tracing
 
 TEXT = "/v1/completions"
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_route_but_liveness_needs_a_key() -> None:
@@ -161,3 +175,94 @@ def test_browsers_of_allowed_origins_may_call() -> None:
         assert answer.headers["access-control-allow-origin"] == "https://ui.example"
         other = httpx.options(server.base + TEXT, headers={**headers, "origin": "https://evil"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_what_a_request_leaves_open_is_as_the_model_advises() -> None:
+    engine = FakeEngine()
+    engine.defaults = SamplingParams(temperature=0.6, top_k=20)
+    with live_server(engine) as server:
+        httpx.post(server.base + TEXT, json={"prompt": "a", "temperature": None, "top_p": 0.5})
+        params = engine.seen[-1][1]
+        assert (params.temperature, params.top_k, params.top_p) == (0.6, 20, 0.5)
+        httpx.post(server.base + TEXT, json={"prompt": "a", "temperature": 0, "top_k": 0})
+        assert (engine.seen[-1][1].temperature, engine.seen[-1][1].top_k) == (0, 0)
+
+
+def test_tls_is_served(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    files = {"ssl_keyfile": str(tmp_path / "key.pem"), "ssl_certfile": str(tmp_path / "cert.pem")}
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with live_server(**files) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        answer = httpx.post(url + TEXT, json={"prompt": "a", "stream": True}, verify=context)
+        assert answer.status_code == 200
+        assert "[DONE]" in answer.text
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{server.port}/health")
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"port": 70000}, "port"),
+        ({"ssl_certfile": "a"}, "ssl_certfile"),
+        ({"max_body_bytes": 0}, "max_body_bytes"),
+        ({"tool_call_parser": "nonsense"}, "tool_call_parser"),
+        ({"reasoning_parser": "nonsense"}, "reasoning_parser"),
+        ({"chat_template": "/nonexistent"}, "chat_template"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        make_context(FakeEngine(), ServeConfig(**settings))
+    assert wrong.value.field == field
+
+
+def test_a_template_file_replaces_the_models(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    with live_server(chat_template=str(file), trust_request_chat_template=True) as server:
+        url = server.base + "/v1/chat/completions"
+        messages = [{"role": "user", "content": "hi"}]
+        httpx.post(url, json={"messages": messages})
+        assert server.engine.tokenizer.decode(server.engine.seen[-1][0]) == "[hi]"
+        own = {"messages": messages, "chat_template": "{{ messages[0].content }}!"}
+        httpx.post(url, json=own)
+        assert server.engine.tokenizer.decode(server.engine.seen[-1][0]) == "hi!"
+        for bad in (
+            "{{",
+            "{{ ''.__class__.__mro__ }}",
+            "{{ 1 / 0 }}",
+            "{{ raise_exception('x') }}",
+        ):
+            assert httpx.post(url, json={**own, "chat_template": bad}).status_code == 400
+
+
+def test_a_trace_joins_the_callers(tmp_path: Path) -> None:
+    exporter = InMemorySpanExporter()
+    engine = FakeEngine()
+    ctx = make_context(engine, ServeConfig(access_log=False))
+    ctx.tracing = Tracing(SimpleSpanProcessor(exporter))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with TestClient(build_app(ctx)) as client:
+        client.post(TEXT, json={"prompt": "abc", "max_tokens": 5}, headers=headers)
+    span = exporter.get_finished_spans()[0]
+    assert f"{span.context.trace_id:032x}" == trace
+    assert span.name == "POST /v1/completions"
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["gen_ai.usage.output_tokens"] == 5
+
+
+def test_the_dashboard_shows_metrics_that_exist(http: httpx.Client) -> None:
+    http.post(TEXT, json={"prompt": "a", "max_tokens": 5})
+    served = set(re.findall(r"^(dlcore:\w+|http_\w+)", http.get("/metrics").text, re.MULTILINE))
+    dashboard = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
+    shown = {name for panel in dashboard["panels"] for target in panel.get("targets", [])
+             for name in re.findall(r"dlcore:\w+|http_requests_total", target["expr"])}  # fmt: skip
+    assert len(shown) > 12
+    assert shown <= served

@@ -11,7 +11,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "CompletionRequest.prompt": "Text, token ids, or a list of either (one completion each).",
     "model": "A served name. Left out: the server's model. Another name: 404.",
     "n": "Completions per prompt.",
-    "temperature": "0 = always the most likely token. Default 1.",
+    "temperature": "0 = always the most likely token. Default: as the model advises, or 1.",
     "top_p": "Sample from this share of the probability.",
     "top_k": "Sample from the k most likely tokens; 0 or -1 = all.",
     "min_p": "Drop tokens below this share of the best one's probability.",

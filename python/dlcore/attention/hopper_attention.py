@@ -1,0 +1,67 @@
+"""Paged attention by the hand-written kernels for Hopper; Triton's for the shapes they lack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlcore.attention import triton_attention
+from dlcore.ops import kernels
+from dlcore.step_buffers import DeviceState, StepBuffers
+
+MAX_KV_HEADS = 128
+
+
+def available(device: torch.device) -> bool:
+    return kernels.runs_on(device)
+
+
+@dataclass(frozen=True, slots=True)
+class HopperAttention:
+    """An AttentionBackend; one for an engine, for its kernels' splits meet in its workspace."""
+
+    workspace: Tensor
+
+    @classmethod
+    def create(cls, device: torch.device) -> HopperAttention:
+        head_dim = max(kernels.ATTENTION_HEAD_DIMS)
+        return cls(
+            kernels.decode_workspace(kernels.MAX_ATTENTION_SEQS, MAX_KV_HEADS, head_dim, device)
+        )
+
+    def __call__(
+        self, q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    ) -> Tensor:
+        """See AttentionBackend."""
+        is_mixed = step.kind == "mixed"
+        if not _supports(q, kv_cache, step, is_mixed):
+            return triton_attention.paged_attention(q, kv_cache, step, state, scale)
+        paged = kernels.PagedKv(
+            kv_cache=kv_cache,
+            kv_scales=None,
+            query_start_loc=step.query_start_loc if is_mixed else None,
+            seq_lens=step.seq_lens,
+            seq_slots=step.seq_slots,
+            block_tables=state.block_tables,
+            scale=scale,
+        )
+        out = torch.empty_like(q)
+        kernels.decode_attention(q, paged, out, self.workspace)
+        if is_mixed:
+            kernels.prefill_attention(q, paged, out)
+        return out
+
+
+def _supports(q: Tensor, kv_cache: Tensor, step: StepBuffers, is_mixed: bool) -> bool:
+    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    return (
+        (not is_mixed or head_dim == kernels.PREFILL_HEAD_DIM)
+        and kernels.usable(q, kv_cache)
+        and head_dim in kernels.ATTENTION_HEAD_DIMS
+        and block_size in (16, 32, 64)
+        and q.shape[1] // num_kv_heads <= kernels.MAX_ATTENTION_GROUP
+        and num_kv_heads <= MAX_KV_HEADS
+        and step.num_seqs <= kernels.MAX_ATTENTION_SEQS
+    )

@@ -1,0 +1,18 @@
+"""Requests generated from /openapi.json, valid and broken: never a 5xx, only documented codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_generated_requests_get_documented_answers() -> None:
+    """The short form of `python tools/fuzz_http.py`, which tries 10,000 cases and more."""
+    tool = [sys.executable, str(ROOT / "tools" / "fuzz_http.py"), "--cases", "1000"]
+    done = subprocess.run(
+        [*tool, "--examples", "3"], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
