@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,8 @@ def start_server(data_dir: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stderr is not None
     for line in process.stderr:
         if " is ready at " in line:
+            # Its log must be read on: a full pipe would stop it.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             return process, line.split(" is ready at ")[1].split()[0]
     raise SystemExit("the server did not start")
 
