@@ -6,15 +6,17 @@ Every chat API sees the same events, streamed or not; a whole answer is the sum 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dlcore.outputs import CompletionOutput
+from dlcore.sampling_params import ReasoningSpan, StructuredOutputs
 from dlcore.serve.constraints import forces_call, parameters_schema
 from dlcore.serve.errors import bad_request
 from dlcore.serve.parsers.base import Parser
 from dlcore.serve.parsers.events import ContentDelta, Event, ReasoningDelta, ToolCallStart
 from dlcore.serve.parsers.registry import AnswerFormat
+from dlcore.serve.parsers.think import opens_in_prompt
 from dlcore.serve.schemas.chat import ChatRequest
 
 
@@ -63,6 +65,12 @@ class AnswerReader:
     @property
     def skip_special_tokens(self) -> bool:
         return not (self.tools and self.format.tools_need_special_tokens)
+
+    def after_reasoning(self, rule: StructuredOutputs | None) -> StructuredOutputs | None:
+        """`rule` for what follows the reasoning, where the model reasons: that stays free."""
+        if rule is None or self.format.reasoning_parser is None:
+            return rule
+        return replace(rule, reasoning=ReasoningSpan(is_open=opens_in_prompt(self.prompt)))
 
     def reading(self) -> Reading:
         return Reading(self._parser(), show_reasoning=self.show_reasoning)

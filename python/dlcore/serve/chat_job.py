@@ -52,7 +52,7 @@ async def chat_call(ctx: ServerContext, request: ChatRequest) -> ChatCall:
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
-        structured_outputs=chat_constraint(request),
+        structured_outputs=reader.after_reasoning(chat_constraint(request)),
         keep_special_tokens=not reader.skip_special_tokens,
     )
     job = Job(

@@ -38,7 +38,8 @@ def chat_constraint(request: ChatRequest) -> StructuredOutputs | None:
     if isinstance(request.tool_choice, NamedTool):
         name, at_most_one = request.tool_choice.function.name, True
         tools = [tool for tool in tools if tool.function.name == name]
-    return StructuredOutputs(json_schema=calls_schema(tools, at_most_one=at_most_one))
+    schema = calls_schema(tools, at_most_one=at_most_one)
+    return StructuredOutputs(json_schema=schema, param="tools")
 
 
 def parameters_schema(tool: Tool) -> dict[str, Any]:
@@ -91,19 +92,18 @@ def check_tools(request: ChatRequest) -> None:
 def _from_response_format(given: ResponseFormat | None) -> StructuredOutputs | None:
     if given is None or given.type == "text":
         return None
-    if given.type == "json_object":
-        return StructuredOutputs(json_object=True)
-    if given.type == "json_schema":
-        if given.json_schema is None:
-            raise bad_request(
-                "response_format.json_schema: is needed when type is json_schema",
-                "response_format.json_schema",
-            )
-        schema = given.json_schema.schema
-        if schema is None:
-            return StructuredOutputs(json_object=True)
-        return StructuredOutputs(json_schema=schema)
-    return StructuredOutputs(structural_tag=_structural_tag(given))
+    param = "response_format"
+    if given.type == "structural_tag":
+        return StructuredOutputs(structural_tag=_structural_tag(given), param=param)
+    if given.type == "json_schema" and given.json_schema is None:
+        raise bad_request(
+            "response_format.json_schema: is needed when type is json_schema",
+            "response_format.json_schema",
+        )
+    schema = given.json_schema.schema if given.json_schema is not None else None
+    if given.type == "json_object" or schema is None:
+        return StructuredOutputs(json_object=True, param=param)
+    return StructuredOutputs(json_schema=schema, param=param)
 
 
 def _structural_tag(given: ResponseFormat) -> dict[str, Any]:

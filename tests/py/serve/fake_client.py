@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import tokenizers
@@ -62,9 +63,10 @@ class FakeEngine:
         self.tokenizer = None if tokens_only else tokenizer or byte_tokenizer()
         self.vocab_size = 258
         self.running: dict[str, asyncio.Event] = {}
-        self.aborted: list[str] = []
-        self.seen: list[tuple[list[int], SamplingParams]] = []
-        self.priorities: list[int] = []
+        # The latest only: long runs watch the server's memory, not this one's.
+        self.aborted: deque[str] = deque(maxlen=2000)
+        self.seen: deque[tuple[list[int], SamplingParams]] = deque(maxlen=2000)
+        self.priorities: deque[int] = deque(maxlen=2000)
         self.defaults = SamplingParams()
         self.delay = delay
         self.dead = False

@@ -99,6 +99,16 @@ def test_a_forced_call_constrains_the_engine(client: openai.OpenAI, server: Live
     assert schema["items"]["anyOf"][0]["properties"]["parameters"] == WEATHER["parameters"]
 
 
+def test_a_constraint_leaves_the_reasoning_free(client: openai.OpenAI, server: LiveServer) -> None:
+    client.chat.completions.create(
+        model="fake", messages=ASK, response_format={"type": "json_object"}
+    )
+    rule = server.engine.seen[-1][1].structured_outputs
+    assert rule.reasoning is not None
+    assert not rule.reasoning.is_open
+    assert rule.param == "response_format"
+
+
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
