@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from dlcore.serve.auth import load_api_keys
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
-from dlcore.serve.rpc.server import RpcConfig, RpcServer
 from dlcore.serve.server import make_server
 
 try:
@@ -129,14 +129,16 @@ async def serve(
         await engine.close()
 
 
-async def _start_rpc(engine: EngineClient, config: ServeConfig) -> RpcServer | None:
+async def _start_rpc(engine: EngineClient, config: ServeConfig) -> Any:
     """The gRPC server where one is asked for. Raises OSError when it cannot listen."""
     if config.grpc_port is None:
         return None
+    # Here, not above: a server without gRPC must start whatever version of grpcio is installed.
+    server = import_module("dlcore.serve.rpc.server")
     tls = [Path(f).read_bytes() if f else None for f in (config.ssl_certfile, config.ssl_keyfile)]
-    rpc = await RpcServer.start(
+    rpc = await server.RpcServer.start(
         engine,
-        RpcConfig(
+        server.RpcConfig(
             host=config.host,
             port=config.grpc_port,
             api_keys=config.api_key,
