@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class AsyncLLM:
     ) -> None:
         """Loads the model; `model=None` is the bundled one. Raises ConfigError."""
         self._session = session or open_session(make_config(model, options))
+        # For those who do not close: the core's thread must not outlive the interpreter.
+        self._stop = weakref.finalize(self, self._session.stop)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._health_timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -124,7 +127,7 @@ class AsyncLLM:
             self._loop.remove_reader(self._session.core.output_fd())
         if self._health_timer is not None:
             self._health_timer.cancel()
-        await asyncio.to_thread(self._session.stop)
+        await asyncio.to_thread(self._stop)
 
     async def _encode(self, prompt: str) -> list[int]:
         model = self._session.model

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlcore.outputs import CompletionOutput
-from dlcore.sampling_params import ReasoningSpan, StructuredOutputs
+from dlcore.sampling_params import StructuredOutputs
 from dlcore.serve.constraints import forces_call, parameters_schema
 from dlcore.serve.errors import bad_request
 from dlcore.serve.parsers.base import Parser
 from dlcore.serve.parsers.events import ContentDelta, Event, ReasoningDelta, ToolCallStart
 from dlcore.serve.parsers.registry import AnswerFormat
-from dlcore.serve.parsers.think import opens_in_prompt
 from dlcore.serve.schemas.chat import ChatRequest
 
 
@@ -68,9 +67,7 @@ class AnswerReader:
 
     def after_reasoning(self, rule: StructuredOutputs | None) -> StructuredOutputs | None:
         """`rule` for what follows the reasoning, where the model reasons: that stays free."""
-        if rule is None or self.format.reasoning_parser is None:
-            return rule
-        return replace(rule, reasoning=ReasoningSpan(is_open=opens_in_prompt(self.prompt)))
+        return rule and replace(rule, reasoning=self.format.reasoning_span(self.prompt))
 
     def reading(self) -> Reading:
         return Reading(self._parser(), show_reasoning=self.show_reasoning)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlcore.sampling_params import ReasoningSpan
 from dlcore.serve.parsers.base import Parser, ToolContext, ToolParser
 from dlcore.serve.parsers.deepseek_v3 import DeepSeekV3ToolParser
 from dlcore.serve.parsers.deepseek_v31 import DeepSeekV31ToolParser
@@ -103,6 +104,12 @@ class AnswerFormat:
         """With tools, detokenise with skip_special_tokens=False."""
         name = self.tool_parser
         return name is not None and TOOL_PARSERS[name].needs_special_tokens
+
+    def reasoning_span(self, prompt: str) -> ReasoningSpan | None:
+        """The free text that may stand before a constrained answer to `prompt`."""
+        if self.reasoning_parser is None or prompt.rstrip().endswith(CLOSE):
+            return None
+        return ReasoningSpan(start=OPEN, end=CLOSE, is_open=opens_in_prompt(prompt))
 
     def parser(
         self,

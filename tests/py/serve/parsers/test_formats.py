@@ -272,6 +272,18 @@ def test_reasoning(prompt: str, text: str, reasoning: str, content: str) -> None
     assert (parsed.reasoning, parsed.content) == (reasoning, content)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "is_open"),
+    [("assistant\n", False), ("assistant\n<think>\n", True), ("<think>\n\n</think>\n\n", None)],
+)
+def test_reasoning_before_a_constrained_answer_stays_free(
+    prompt: str, is_open: bool | None
+) -> None:
+    span = AnswerFormat(reasoning_parser="qwen3").reasoning_span(prompt)
+    assert (None if span is None else span.is_open) == is_open
+    assert AnswerFormat().reasoning_span(prompt) is None
+
+
 def test_reasoning_then_calls_and_only_the_first_when_not_parallel() -> None:
     text = f"<think>{TWO_CALLS['hermes']}</think>{TWO_CALLS['hermes']}"
     form = AnswerFormat("hermes", "qwen3")
