@@ -265,6 +265,35 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
             llm.generate("x", constrained(choice=("a",)))
 
 
+async def test_free_requests_do_not_wait_for_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = mask_worker._fill
+
+    def slow_fill(supply: mask_worker.Supply, row: Any) -> float:
+        time.sleep(0.1)
+        return fill(supply, row)
+
+    monkeypatch.setattr(mask_worker, "_fill", slow_fill)
+    engine = AsyncLLM(**OPTIONS)
+    try:
+        seen: list[str] = []
+
+        async def run(name: str, params: SamplingParams) -> None:
+            async for output in engine.generate("x", params, name):
+                seen.extend(name * len(output.outputs[0].token_ids))
+
+        rule = StructuredOutputs(regex="a{200}")
+        slow = SamplingParams(max_tokens=20, ignore_eos=True, structured_outputs=rule)
+        await asyncio.gather(
+            run("s", slow), run("f", SamplingParams(max_tokens=200, ignore_eos=True, seed=1))
+        )
+        # Every token of the slow one costs 100 ms; the free one needs none of them.
+        last_free = len(seen) - 1 - seen[::-1].index("f")
+        assert seen.count("f") == 200
+        assert seen[:last_free].count("s") < 20
+    finally:
+        await engine.close()
+
+
 async def test_compiling_does_not_hold_up_the_event_loop_and_streams_end_clean() -> None:
     engine = AsyncLLM(**OPTIONS)
     try:

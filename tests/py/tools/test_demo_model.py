@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from dlcore.llm import LLM
+from dlcore.sampling_params import SamplingParams
+
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "python" / "dlcore" / "assets" / "demo"
 sys.path.insert(0, str(ROOT / "tools"))
@@ -103,6 +106,18 @@ def test_answers_fixed_chats(
         prompt += user_turn(question)[0]
         assert greedy_answer(model, tokenizer, prompt, stop) == answer
         prompt += f"{answer}<|im_end|>\n"
+
+
+def test_every_command_s_default_model_answers_the_same_through_the_engine() -> None:
+    with LLM(device="cpu", dtype="float32", num_kv_blocks=512) as llm:
+        for turns in CHATS:
+            messages: list[dict[str, str]] = []
+            for question, answer in turns:
+                messages.append({"role": "user", "content": question})
+                params = SamplingParams(max_tokens=80, temperature=0.0)
+                (output,) = llm.chat(messages, params, use_tqdm=False)
+                assert output.outputs[0].text == answer
+                messages.append({"role": "assistant", "content": answer})
 
 
 def test_accuracy_on_held_out_text(model: DemoModel, tokenizer: Tokenizer) -> None:
