@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
@@ -23,14 +24,16 @@ def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     if sampler.variant == "greedy" and space is not None and kernels.argmax_supports(logits):
         kernels.argmax(logits, sampler.row_slots, sampler.sampled_tokens, state.last_tokens, space)
         return
+    # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
+    no_token = sampler.row_slots < 0
     if sampler.variant == "greedy":
         tokens = greedy_sample(logits)
     elif sampler.variant == "random":
         tokens = _random(logits.float(), sampler)
     else:
-        tokens = _full(logits.float(), sampler, state)
-    # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
-    sampler.sampled_tokens.copy_(tokens.masked_fill(sampler.row_slots < 0, -1))
+        tokens, none_allowed = _full(logits.float(), sampler, state)
+        no_token = no_token | none_allowed
+    sampler.sampled_tokens.copy_(tokens.masked_fill(no_token, -1))
     state.last_tokens[sampler.row_slots.long()] = tokens
 
 
@@ -52,7 +55,8 @@ def _random(logits: Tensor, sampler: SamplerBuffers) -> Tensor:
     )
 
 
-def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor:
+def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> tuple[Tensor, Tensor]:
+    """Tokens [S], and True [S] where the rules left none to choose (or logits are NaN)."""
     assert sampler.sampled_logprobs is not None
     assert sampler.sampled_ranks is not None
     assert sampler.top_ids is not None
@@ -72,4 +76,4 @@ def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor
         sampler.top_ids,
         sampler.top_logprobs,
     )
-    return tokens
+    return tokens, ~(ruled.amax(dim=-1) > -torch.inf)
