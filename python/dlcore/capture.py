@@ -22,7 +22,8 @@ from dlcore.step_buffers import Arenas, DeviceState
 
 VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-SMALLEST_MIXED_TOKENS = 64
+SMALL_MIXED_TOKENS = (64, 96, 128, 192)
+MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its work on padding
 FEW_SEQS = 16  # mixed steps with at most this many sequences run a cheaper graph
 
 
@@ -35,11 +36,13 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
 
 def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple[int, int]]:
     """(token bucket, sequence bucket) of mixed steps; each sequence bucket is in `seq_sizes`."""
-    tokens = [max_num_batched_tokens]
-    size = SMALLEST_MIXED_TOKENS
-    while size < max_num_batched_tokens:
-        tokens.append(size)
-        size *= 2
+    tokens = [max_num_batched_tokens, *SMALL_MIXED_TOKENS]
+    octave = 256
+    while octave < max_num_batched_tokens:
+        step = octave // MIXED_STEPS_PER_OCTAVE
+        tokens += range(octave, 2 * octave, step)
+        octave *= 2
+    tokens = [t for t in tokens if t <= max_num_batched_tokens]
     largest = seq_sizes[-1]
 
     def bucket(num_seqs: int) -> int:
