@@ -66,7 +66,7 @@ def kernel_table(events: Any) -> tuple[dict[str, list[float]], float]:
     table: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     spans = []
     for event in events:
-        if event.device_type != torch.autograd.DeviceType.CUDA:
+        if event.device_type.name != "CUDA":
             continue
         start, end = event.time_range.start, event.time_range.end
         row = table[short(event.name)]
