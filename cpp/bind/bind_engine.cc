@@ -75,7 +75,9 @@ constexpr const char* kEngineDoc =
     "device is missing.";
 
 constexpr const char* kSubmitDoc =
-    "Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints. Raises\n"
+    "Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints.\n"
+    "resume_token_ids: output tokens generated elsewhere, fewer than max_tokens; they count as\n"
+    "this request's own, and its outputs hold only what follows them. Raises\n"
     "ValueError naming the field, QueueFull (max_waiting_requests), EngineUnavailable.";
 
 }  // namespace
@@ -97,18 +99,20 @@ void BindEngine(nb::module_& m) {
            "Aborts what is left, joins the thread and drops the callable. Idempotent.")
       .def("submit", &PyEngine::Submit, "request_id"_a, "prompt_token_ids"_a, "params"_a,
            nb::kw_only(), "priority"_a = 0, "cache_salt"_a = nb::bytes("", 0),
-           "constraint"_a = nb::none(),
+           "constraint"_a = nb::none(), "resume_token_ids"_a = nb::none(),
            nb::sig("def submit(self, request_id: int, prompt_token_ids: "
                    "collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | "
                    "numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, "
                    "priority: int = 0, cache_salt: bytes = b'', "
-                   "constraint: TokenConstraint | None = None) -> None"),
+                   "constraint: TokenConstraint | None = None, resume_token_ids: "
+                   "collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | "
+                   "numpy.typing.NDArray[numpy.int64] | None = None) -> None"),
            kSubmitDoc)
       .def("submit_many", &PyEngine::SubmitMany, "requests"_a,
            nb::sig("def submit_many(self, requests: "
                    "collections.abc.Sequence[tuple[typing.Any, ...]]) -> None"),
            "Submits each (request_id, prompt_token_ids, params[, priority, cache_salt,\n"
-           "constraint]) in order; stops at the first that raises.")
+           "constraint, resume_token_ids]) in order; stops at the first that raises.")
       .def("abort", &PyEngine::Abort, "request_ids"_a,
            "Ends requests; each live one gets a last row with finish reason 3.")
       .def("poll", &Poll, "timeout_s"_a,

@@ -110,12 +110,15 @@ void PyEngine::Stop() {
 
 void PyEngine::Submit(uint64_t request_id, nb::handle prompt_token_ids,
                       const SamplingParams& params, int32_t priority, nb::bytes cache_salt,
-                      const PyConstraint* constraint) {
+                      const PyConstraint* constraint, nb::handle resume_token_ids) {
   Request request;
   request.id = RequestId(request_id);
   request.prompt = ToTokenIds(prompt_token_ids, "prompt_token_ids");
   request.sampling = params;
   request.priority = priority;
+  if (!resume_token_ids.is_none()) {
+    request.resume_token_ids = ToTokenIds(resume_token_ids, "resume_token_ids");
+  }
   request.cache_salt.assign(cache_salt.c_str(), cache_salt.size());
   if (constraint != nullptr) {
     constraint->constraint->SetWake([weak = std::weak_ptr<Engine>(engine_)] {
@@ -131,15 +134,16 @@ void PyEngine::SubmitMany(nb::sequence requests) {
   for (nb::handle item : requests) {
     const nb::tuple args = nb::cast<nb::tuple>(item);
     const size_t given = args.size();
-    if (given < 3 || given > 6) {
+    if (given < 3 || given > 7) {
       throw nb::value_error(
           "requests: each item is (request_id, prompt_token_ids, params[, priority, "
-          "cache_salt, constraint])");
+          "cache_salt, constraint, resume_token_ids])");
     }
     Submit(nb::cast<uint64_t>(args[0]), args[1], nb::cast<const SamplingParams&>(args[2]),
            given > 3 ? nb::cast<int32_t>(args[3]) : 0,
            given > 4 ? nb::cast<nb::bytes>(args[4]) : nb::bytes("", 0),
-           given > 5 && !args[5].is_none() ? &nb::cast<const PyConstraint&>(args[5]) : nullptr);
+           given > 5 && !args[5].is_none() ? &nb::cast<const PyConstraint&>(args[5]) : nullptr,
+           given > 6 ? nb::handle(args[6]) : nb::handle(nb::none()));
   }
 }
 

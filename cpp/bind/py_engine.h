@@ -29,7 +29,8 @@ class PyEngine {
   void Start();
   void Stop();
   void Submit(uint64_t request_id, nanobind::handle prompt_token_ids, const SamplingParams& params,
-              int32_t priority, nanobind::bytes cache_salt, const PyConstraint* constraint);
+              int32_t priority, nanobind::bytes cache_salt, const PyConstraint* constraint,
+              nanobind::handle resume_token_ids);
   void SubmitMany(nanobind::sequence requests);
   void Abort(const std::vector<uint64_t>& request_ids);
   bool Poll(double timeout_s, OutputBatch* out);

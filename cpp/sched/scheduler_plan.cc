@@ -200,9 +200,9 @@ int32_t Scheduler::TakePrefix(Sequence* sequence) {
 // Gives the sequence a slot and the blocks of its first `end` tokens.
 void Scheduler::Admit(Sequence* sequence, int32_t cached, int32_t end) {
   if (sequence->num_cached_tokens < 0) {
-    const auto prompt_len = static_cast<uint64_t>(sequence->prompt_len());
-    stats_.num_prompt_tokens += prompt_len;
-    if (kv_.caching() && !WantsPromptRows(*sequence)) stats_.num_prefix_queries += prompt_len;
+    const auto known = static_cast<uint64_t>(sequence->num_known());
+    stats_.num_prompt_tokens += known;
+    if (kv_.caching() && !WantsPromptRows(*sequence)) stats_.num_prefix_queries += known;
     stats_.num_prefix_hits += static_cast<uint64_t>(cached);
   }
   const bool grown = kv_.Extend(&sequence->cache, end);

@@ -44,12 +44,16 @@ Sequence::Sequence(Request request, uint64_t arrival, const EngineOptions& optio
   stop_ids_.insert(stop_ids_.end(), p.stop_token_ids.begin(), p.stop_token_ids.end());
   if (p.prompt_logprobs >= 0) prompt_rows_end_ = prompt_len() - 1;
   output_.reserve(static_cast<size_t>(std::min(max_total_ - prompt_len(), kOutputReserve)));
+  const auto& resumed = request_.resume_token_ids;
+  output_.insert(output_.end(), resumed.begin(), resumed.end());
+  if (constraint() != nullptr && !resumed.empty()) constraint()->Advance(resumed);
 }
 
 void Sequence::Admit(SlotId new_slot, int32_t num_cached) {
   state = SequenceState::kRunning;
   slot = new_slot;
-  if (num_cached_tokens < 0) num_cached_tokens = num_cached;
+  // What is reported counts prompt tokens; resumed output may be cached too.
+  if (num_cached_tokens < 0) num_cached_tokens = std::min(num_cached, prompt_len());
 }
 
 void Sequence::Plan(int32_t num_tokens, bool samples, int32_t num_prompt_rows) {

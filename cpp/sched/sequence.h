@@ -87,7 +87,7 @@ class Sequence {
   SequenceState state = SequenceState::kWaiting;
   bool was_preempted = false;
   SlotId slot = kNoSlot;
-  int32_t num_cached_tokens = -1;  // set at the first admission
+  int32_t num_cached_tokens = -1;  // of the prompt; set at the first admission
   SequenceCache cache;
 
  private:

@@ -40,6 +40,27 @@ Status CheckPrompt(const Request& request, const EngineOptions& options) {
   return CheckIds("prompt", request.prompt, limits.vocab_size);
 }
 
+// What was generated elsewhere must leave something to generate here.
+Status CheckResumed(const Request& request, const EngineOptions& options) {
+  const auto& resumed = request.resume_token_ids;
+  if (resumed.empty()) return Status::Ok();
+  const auto count = static_cast<int64_t>(resumed.size());
+  if (count >= request.sampling.max_tokens) {
+    return Bad("resume_token_ids has " + std::to_string(count) + " tokens and max_tokens is " +
+               std::to_string(request.sampling.max_tokens) +
+               ": nothing is left to generate; do not resume a finished request");
+  }
+  const int64_t total = static_cast<int64_t>(request.prompt.size()) + count;
+  if (total >= options.limits.max_model_len) {
+    return Bad("resume_token_ids and the prompt have " + std::to_string(total) +
+               " tokens together; max_model_len is " +
+               std::to_string(options.limits.max_model_len) +
+               " and one must be left to generate: resume on an engine with the first one's "
+               "max_model_len");
+  }
+  return CheckIds("resume_token_ids", resumed, options.limits.vocab_size);
+}
+
 Status CheckNumbers(const SamplingParams& p) {
   if (!(p.temperature >= 0.0f) || std::isinf(p.temperature)) {
     return Bad("temperature must be a finite number >= 0");
@@ -120,6 +141,7 @@ Status ValidateRequest(const Request& request, const EngineOptions& options) {
   const SamplingParams& p = request.sampling;
   Status status = CheckPrompt(request, options);
   if (status.ok()) status = CheckNumbers(p);
+  if (status.ok()) status = CheckResumed(request, options);
   if (status.ok()) status = CheckLogprobs(p, options.limits);
   if (status.ok()) status = CheckBias(p, options.limits);
   if (status.ok()) status = CheckTokenLists(p, options.limits.vocab_size);

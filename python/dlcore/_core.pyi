@@ -328,16 +328,18 @@ class Engine:
         Aborts what is left, joins the thread and drops the callable. Idempotent.
         """
 
-    def submit(self, request_id: int, prompt_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, priority: int = 0, cache_salt: bytes = b'', constraint: TokenConstraint | None = None) -> None:
+    def submit(self, request_id: int, prompt_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, priority: int = 0, cache_salt: bytes = b'', constraint: TokenConstraint | None = None, resume_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64] | None = None) -> None:
         """
-        Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints. Raises
+        Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints.
+        resume_token_ids: output tokens generated elsewhere, fewer than max_tokens; they count as
+        this request's own, and its outputs hold only what follows them. Raises
         ValueError naming the field, QueueFull (max_waiting_requests), EngineUnavailable.
         """
 
     def submit_many(self, requests: Sequence[tuple[Any, ...]]) -> None:
         """
         Submits each (request_id, prompt_token_ids, params[, priority, cache_salt,
-        constraint]) in order; stops at the first that raises.
+        constraint, resume_token_ids]) in order; stops at the first that raises.
         """
 
     def abort(self, request_ids: Sequence[int]) -> None:

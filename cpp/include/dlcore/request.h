@@ -60,6 +60,10 @@ struct Request {
   int32_t priority = 0;    // smaller runs first; ties by arrival
   std::string cache_salt;  // prefix-cache hits only between equal salts
   std::shared_ptr<TokenConstraint> constraint;
+  // Output tokens another engine generated before this one took over. They count as this
+  // request's own (max_tokens, min_tokens, penalties, stops, bad_words, the constraint); outputs
+  // hold only what follows them. Fewer than max_tokens.
+  std::vector<TokenId> resume_token_ids;
 };
 
 enum class FinishReason : uint8_t {

@@ -494,7 +494,66 @@ INSTANTIATE_TEST_SUITE_P(
                      r->sampling.min_tokens = 1;
                    }},
         BadRequest{"bad_words", [](Request* r) { r->sampling.bad_words = {{}}; }},
-        BadRequest{"bad_words", [](Request* r) { r->sampling.bad_words = {{1000}}; }}));
+        BadRequest{"bad_words", [](Request* r) { r->sampling.bad_words = {{1000}}; }},
+        BadRequest{"resume_token_ids", [](Request* r) { r->resume_token_ids = {1, 1000}; }},
+        BadRequest{"max_tokens", [](Request* r) { r->resume_token_ids = {1, 2, 3, 4, 5}; }},
+        BadRequest{"max_model_len", [](Request* r) {
+                     r->sampling.max_tokens = 100;
+                     r->resume_token_ids.resize(61);
+                   }}));
+
+TEST(Scheduler, ResumedTokensAreComputedWithThePromptAndNotHandedOutAgain) {
+  Script s(SmallOptions());
+  Request request = MakeRequest(1, 3, 4);
+  request.resume_token_ids = {5, 6};
+  s.Submit(request);
+  const StepPlan& plan = s.scheduler.NextPlan();
+  EXPECT_EQ(plan.num_tokens, 5);
+  EXPECT_TRUE(plan.sequences[0].samples);
+  s.Commit(7);
+  s.scheduler.NextPlan();
+  s.Commit(8);
+  const auto outputs = s.Outputs();
+  ASSERT_EQ(outputs.size(), 2u);
+  EXPECT_EQ(outputs[0].tokens, TokenList({7}));
+  EXPECT_EQ(outputs[1].tokens, TokenList({8}));
+  EXPECT_EQ(outputs[1].finish_reason, FinishReason::kLength) << "max_tokens counts resumed ones";
+}
+
+TEST(Scheduler, ResumedTokensCountForMinTokens) {
+  EngineOptions options = SmallOptions();
+  options.eos_token_ids = {9};
+  Script s(options);
+  Request request = MakeRequest(1, 3, 10);
+  request.sampling.min_tokens = 2;
+  request.resume_token_ids = {5, 6};
+  s.Submit(request);
+  s.scheduler.NextPlan();
+  s.Commit(9);
+  EXPECT_EQ(s.Outputs()[0].finish_reason, FinishReason::kStop);
+}
+
+class RecordingConstraint final : public TokenConstraint {
+ public:
+  void Advance(std::span<const TokenId> tokens) override {
+    seen.insert(seen.end(), tokens.begin(), tokens.end());
+  }
+  bool Ready() const override { return true; }
+  std::span<const uint32_t> Mask() const override { return {}; }
+  bool Finished() const override { return false; }
+
+  std::vector<TokenId> seen;
+};
+
+TEST(Scheduler, AConstraintIsAdvancedByResumedTokens) {
+  Script s(SmallOptions());
+  Request request = MakeRequest(1, 3, 10);
+  const auto rule = std::make_shared<RecordingConstraint>();
+  request.constraint = rule;
+  request.resume_token_ids = {5, 6};
+  s.Submit(request);
+  EXPECT_EQ(rule->seen, (std::vector<TokenId>{5, 6}));
+}
 
 TEST(Scheduler, APromptThatCannotFitThePoolIsRejectedAtSubmit) {
   EngineOptions options = SmallOptions();

@@ -1,5 +1,5 @@
 // Whatever the scheduler does - chunk, hit the prefix cache, preempt, reorder,
-// pipeline - every request gets the answer it would get alone.
+// pipeline, take over from another engine - every request gets the answer it would get alone.
 #include "tests/cpp/sched/simulation.h"
 
 #include <random>
@@ -105,7 +105,17 @@ class Scene {
     if (Chance(30)) r.cache_salt = "tenant";
     RandomSampling(&r.sampling);
     if (Chance(10)) r.constraint = std::make_shared<SlowOddConstraint>(random_());
+    if (Chance(25)) CutSomewhere(&r);
     return r;
+  }
+
+  // Another engine died at any point of the answer; this one goes on from there.
+  void CutSomewhere(Request* r) {
+    const Answer answer = Reference(options_).Run(*r, r->constraint ? OddRule : nullptr);
+    const auto size = static_cast<int32_t>(answer.tokens.size());
+    if (size < 2 || answer.reason == FinishReason::kError) return;
+    const auto begin = answer.tokens.begin();
+    r->resume_token_ids.assign(begin, begin + Pick(1, size - 1));
   }
 
   void RandomSampling(SamplingParams* p) {
@@ -157,7 +167,7 @@ class Scene {
         << p.presence_penalty << " min_tokens " << p.min_tokens << " bias " << p.logit_bias.size()
         << " allowed " << p.allowed_token_ids.size() << " bad_words " << p.bad_words.size()
         << " logprobs " << p.logprobs << " prompt_logprobs " << p.prompt_logprobs << " constraint "
-        << (r.constraint != nullptr);
+        << (r.constraint != nullptr) << " resumed " << r.resume_token_ids.size();
     return out.str();
   }
 
@@ -167,6 +177,11 @@ class Scene {
       ASSERT_TRUE(sim_.received().contains(id)) << "request " << id << " got nothing";
       const Received& got = sim_.received().at(id);
       Answer want = reference.Run(request, request.constraint ? OddRule : nullptr);
+      const auto cut = static_cast<std::ptrdiff_t>(request.resume_token_ids.size());
+      want.tokens.erase(want.tokens.begin(), want.tokens.begin() + cut);
+      if (cut > 0 && !want.logprobs.empty()) {
+        want.logprobs.erase(want.logprobs.begin(), want.logprobs.begin() + cut);
+      }
       if (got.reason == FinishReason::kAbort) {
         ASSERT_TRUE(aborted_.contains(id));
         ASSERT_LE(got.tokens.size(), want.tokens.size());
@@ -180,7 +195,8 @@ class Scene {
       ASSERT_EQ(got.prompt_logprobs, want.prompt_logprobs) << "request " << id;
       ASSERT_EQ(got.stop_token,
                 want.reason == FinishReason::kStop ? want.tokens.back() : TokenId{-1});
-      ASSERT_LT(got.num_cached_tokens, static_cast<int32_t>(request.prompt.size()));
+      const auto prompt_len = static_cast<int32_t>(request.prompt.size());
+      ASSERT_LE(got.num_cached_tokens, cut > 0 ? prompt_len : prompt_len - 1);
     }
   }
 
