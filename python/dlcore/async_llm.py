@@ -15,6 +15,7 @@ from dlcore.engine_factory import open_session
 from dlcore.engine_session import EngineSession
 from dlcore.output_queue import OutputQueue
 from dlcore.outputs import RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
@@ -77,6 +78,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        resume_token_ids: ResumeTokenIds | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Deltas until `finished`; see `EngineClient.generate`."""
         text = prompt if isinstance(prompt, str) else None
@@ -94,6 +96,7 @@ class AsyncLLM:
             priority=priority,
             cache_salt=cache_salt,
             grammar=grammar,
+            resume_token_ids=resume_token_ids,
         )
         try:
             while True:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlcore.detokenizer import DetokenizerFactory
 from dlcore.outputs import CompletionOutput, Logprob, LogprobsAtPosition
-from dlcore.sampling_params import SamplingParams
+from dlcore.sampling_params import ParameterError, SamplingParams
 from dlcore.stop_strings import StopStringScanner
 from dlcore.tokenizer import Tokenizer
 
@@ -58,6 +58,24 @@ class CompletionState:
         )
         self._num_tokens = 0
         self._cumulative: float | None = None
+
+    def resume(self, ids: Sequence[int]) -> CompletionOutput:
+        """Takes tokens generated elsewhere; what they add was delivered there.
+
+        Raises ParameterError when they hold a whole stop string: that completion is finished.
+        """
+        out = CompletionOutput(self.index)
+        for token_id in ids:  # one by one, as they were delivered
+            part = self.advance([token_id], FINISH_NONE, -1)
+            if part.finish_reason is not None:
+                raise ParameterError(
+                    "resume_token_ids",
+                    f"entry {self.index} holds the stop string {part.stop_reason!r}; send null "
+                    f"for a finished completion",
+                )
+            out.text += part.text
+            out.token_ids += part.token_ids
+        return out
 
     def advance(
         self,

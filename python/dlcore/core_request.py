@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dlcore.resumption import FIELD as RESUME_FIELD
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import ParameterError, SamplingParams
 from dlcore.tokenizer import Tokenizer
 
@@ -51,6 +53,12 @@ def check_request(
     ):
         if value is not None and value > limits.max_logprobs:
             raise ParameterError(name, f"must be at most {limits.max_logprobs}, got {value}")
+
+
+def check_resume_ids(resume: ResumeTokenIds, limits: RequestLimits) -> None:
+    """Raises ParameterError for token ids that are none of this model's."""
+    for tokens in resume:
+        _check_ids(RESUME_FIELD, tokens or (), limits.vocab_size)
 
 
 def check_prompt_text(text: str, tokenizer: Tokenizer | None, limits: RequestLimits) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from dlcore.outputs import RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
@@ -48,8 +49,14 @@ class EngineClient(Protocol):
         *,
         priority: int = 0,
         cache_salt: str = "",
+        resume_token_ids: ResumeTokenIds | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields deltas (see CompletionOutput) until `finished`.
+
+        `resume_token_ids`: per completion, the tokens another engine generated before this one
+        takes over, or None for a completion that finished there. They count as this request's
+        own; a first output with `resumed` set repeats them, the others hold what follows.
+        With the same seed and parameters that is what the other engine would have sent.
 
         Closing the iterator (or cancelling its task) aborts the request. Raises
         ParameterError for a prompt or parameter the engine cannot serve, QueueFullError,

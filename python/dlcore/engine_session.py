@@ -8,7 +8,7 @@ its first output and find the prompt's KV in the prefix cache.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from dlcore.core_engine import CoreEngine, CoreOutputBatch, parameter_error, ref
 from dlcore.core_request import (
     RequestLimits,
     check_request,
+    check_resume_ids,
     core_params,
     draw_seed,
     max_tokens_of,
@@ -28,6 +29,7 @@ from dlcore.detokenizer import DetokenizerFactory
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput
 from dlcore.request_state import OutputSink, RequestState
+from dlcore.resumption import ResumeTokenIds, check_resume
 from dlcore.sampling_params import ParameterError, SamplingParams
 from dlcore.structured.rules import RequestRules
 from dlcore.tokenizer import Tokenizer
@@ -96,6 +98,7 @@ class EngineSession:
         priority: int = 0,
         cache_salt: str = "",
         grammar: Any = None,
+        resume_token_ids: ResumeTokenIds | None = None,
     ) -> RequestState:
         """Starts a request. Raises ParameterError, QueueFullError, EngineDeadError.
 
@@ -106,6 +109,11 @@ class EngineSession:
             raise ParameterError("request_id", f"{request_id!r} is already running")
         model = self.model
         check_request(prompt_token_ids, params, model.limits, model.tokenizer)
+        open_completions = list(range(params.n))
+        if resume_token_ids is not None:
+            check_resume(resume_token_ids, params.n)
+            check_resume_ids(resume_token_ids, model.limits)
+            open_completions = [i for i in open_completions if resume_token_ids[i] is not None]
         state = RequestState(
             request_id=request_id,
             prompt=prompt,
@@ -116,13 +124,17 @@ class EngineSession:
             cache_salt=cache_salt,
             sink=sink,
             completions=[self._new_completion(i, params) for i in range(params.n)],
-            num_open=params.n,
             grammar=self.rules.compile(params) if grammar is None else grammar,
+            num_open=len(open_completions),
+            unsubmitted=open_completions,
+            resume_token_ids=resume_token_ids,
         )
+        if resume_token_ids is not None:
+            self._resume(state)
         shares_prompt = len(prompt_token_ids) > model.block_size
         self._requests[request_id] = state
         try:
-            self._submit(state, range(1 if shares_prompt else params.n))
+            self._submit(state, 1 if shares_prompt else params.n)
         except Exception:
             self.forget(state)
             raise
@@ -138,7 +150,7 @@ class EngineSession:
             if route is None:
                 continue  # aborted while the core was producing
             completion, request = route
-            if completion.index == 0:
+            if core_id == request.core_ids[0]:
                 request.num_cached_tokens = cached
             if finish == FINISH_ERROR and not self.is_alive():
                 raise EngineDeadError(batch.error(row))
@@ -154,7 +166,7 @@ class EngineSession:
             delta = completion.advance(ids, finish, stop_token, logprobs)
             self._close_if_finished(core_id, request, delta, core_finished=finish != 0)
             request.deliver(delta, batch.error(row) if finish == FINISH_ERROR else None)
-            if len(request.core_ids) < len(request.completions):
+            if request.unsubmitted:
                 self._submit_siblings(request)
 
     def abort(self, request_id: str) -> None:
@@ -207,9 +219,23 @@ class EngineSession:
             index, params, model.tokenizer, self._detokenizers, model.eos_token_ids
         )
 
-    def _submit(self, state: RequestState, indices: Iterable[int]) -> None:
+    def _resume(self, state: RequestState) -> None:
+        """Brings every completion to where the other engine left it."""
+        deltas = []
+        for completion in state.completions:
+            if completion.index not in state.unsubmitted:
+                completion.finished = True
+                continue
+            deltas.append(completion.resume(state.resume_of(completion.index)))
+        deltas = [delta for delta in deltas if delta.token_ids]
+        if deltas:
+            state.repeat(deltas)
+
+    def _submit(self, state: RequestState, count: int) -> None:
+        """Submits the next `count` completions, or as many as there are."""
         prompt = np.asarray(state.prompt_token_ids, dtype=np.int32)
-        for index in indices:
+        for _ in range(min(count, len(state.unsubmitted))):
+            index = state.unsubmitted.pop(0)
             core_id = next(self._next_core_id)
             state.core_ids.append(core_id)
             self._submit_one(core_id, prompt, state, index)
@@ -223,8 +249,14 @@ class EngineSession:
             max_tokens=max_tokens_of(state.params, len(prompt), model.limits),
             tokenizer=model.tokenizer,
         )
-        if index > 0:
+        if len(state.core_ids) > 1:
             fields["prompt_logprobs"] = -1  # the first one's serve all
+        resumed = state.resume_of(index)
+        options = self.rules.submit_options(
+            core_id, state.params, state.grammar, resumed=len(resumed) > 0
+        )
+        if len(resumed):
+            options["resume_token_ids"] = np.asarray(resumed, dtype=np.int32)
         try:
             self.core.submit(
                 core_id,
@@ -232,7 +264,7 @@ class EngineSession:
                 self._make_params(**fields),
                 priority=state.priority,
                 cache_salt=state.cache_salt.encode("utf-8"),
-                **self.rules.submit_options(core_id, state.params, state.grammar),
+                **options,
             )
         except ValueError as error:
             raise parameter_error(str(error)) from None
@@ -243,7 +275,7 @@ class EngineSession:
 
     def _submit_siblings(self, request: RequestState) -> None:
         try:
-            self._submit(request, range(len(request.core_ids), len(request.completions)))
+            self._submit(request, len(request.unsubmitted))
         except Exception as error:  # this request's failure must not stop the others' output
             self.forget(request)
             request.sink(error)

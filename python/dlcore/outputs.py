@@ -47,3 +47,6 @@ class RequestOutput:
     prompt_logprobs: list[LogprobsAtPosition | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    # True for the first output of a resumed request: it repeats what was generated elsewhere
+    # (without logprobs), for readers that keep a state. It is not new.
+    resumed: bool = False

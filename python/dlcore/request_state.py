@@ -8,6 +8,7 @@ from typing import Any
 
 from dlcore.completion_state import CompletionState, CoreLogprobs, logprobs_at
 from dlcore.outputs import CompletionOutput, LogprobsAtPosition, RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
@@ -16,7 +17,7 @@ OutputSink = Callable[[RequestOutput | Exception], None]
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """`core_ids[i]` is the core's name of completion i, 0 before it is submitted."""
+    """`core_ids` are the core's names of the completions submitted so far."""
 
     request_id: str
     prompt: str | None
@@ -28,10 +29,25 @@ class RequestState:
     sink: OutputSink
     completions: list[CompletionState]
     num_open: int
+    # Completions not yet submitted, first one first; empty after the last.
+    unsubmitted: list[int]
+    resume_token_ids: ResumeTokenIds | None = None
     core_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     prompt_logprobs: list[LogprobsAtPosition | None] | None = None
     grammar: Any = None  # compiled from params.structured_outputs
+
+    def resume_of(self, index: int) -> Sequence[int]:
+        """The tokens completion `index` brings along."""
+        return (self.resume_token_ids[index] or ()) if self.resume_token_ids else ()
+
+    def repeat(self, deltas: list[CompletionOutput]) -> None:
+        """Delivers what was generated elsewhere, marked as such."""
+        self.sink(
+            RequestOutput(
+                self.request_id, self.prompt, self.prompt_token_ids, deltas, False, resumed=True
+            )
+        )
 
     @property
     def finished(self) -> bool:

@@ -94,8 +94,11 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: bytes = b"",
+        resume_token_ids: Any = None,
     ) -> None:
         request = FakeRequest(request_id, prompt_token_ids.tolist(), params, priority, cache_salt)
+        if resume_token_ids is not None:
+            request.tokens = resume_token_ids.tolist()
         self.running[request_id] = request
         self.submitted.append(request)
         self._wake()

@@ -106,11 +106,13 @@ class CoreServer:
         params = message.params
         if params.get("logprobs", -1) >= 0 or params.get("prompt_logprobs", -1) >= 0:
             self._with_logprobs.add(message.id)
-        extra = {}
+        extra: dict[str, Any] = {}
         self._live.add(message.id)
         try:
             if message.structured is not None and self._make_constraint is not None:
                 extra["constraint"] = self._make_constraint(message.structured)
+            if message.resume:
+                extra["resume_token_ids"] = np.frombuffer(message.resume, dtype=np.int32)
             self._core.submit(
                 message.id,
                 np.frombuffer(message.prompt, dtype=np.int32),

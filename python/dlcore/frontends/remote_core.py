@@ -122,6 +122,7 @@ class RemoteCore:
         priority: int = 0,
         cache_salt: bytes = b"",
         structured: dict[str, Any] | None = None,
+        resume_token_ids: Int32Array | None = None,
     ) -> None:
         """Never raises: what the core refuses comes back as a row that says so."""
         self._send(
@@ -132,6 +133,7 @@ class RemoteCore:
                 priority,
                 cache_salt,
                 structured,
+                b"" if resume_token_ids is None else resume_token_ids.tobytes(),
             )
         )
 

@@ -15,6 +15,7 @@ from dlcore.serve.context import ServerContext, chat_template_of
 from dlcore.serve.errors import bad_request
 from dlcore.serve.generation import Job
 from dlcore.serve.prompt import Prompt, from_chat, truncated
+from dlcore.serve.resume import resume_of_jobs
 from dlcore.serve.sampling import room_for_output, sampling_params
 from dlcore.serve.schemas.chat import ChatRequest
 
@@ -60,6 +61,7 @@ async def chat_call(ctx: ServerContext, request: ChatRequest) -> ChatCall:
         params=params,
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
+        resume_token_ids=resume_of_jobs(request, 1)[0],
     )
     echo = chat.messages[-1]["content"] if request.echo and chat.continue_final_message else ""
     return ChatCall(request=request, job=job, reader=reader, echo=echo)

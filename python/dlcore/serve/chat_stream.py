@@ -37,9 +37,11 @@ class ChatStream:
         self._text_only = not (request.logprobs or self._usage_in_each or self._token_ids)
 
     def on_start(self) -> bytes:
-        roles = [self._chunks.role(index) for index in range(len(self._readings))]
+        job = self._call.job
+        new = [i for i in range(len(self._readings)) if not job.began_elsewhere(i)]
+        roles = [self._chunks.role(index) for index in new]
         if self._call.echo:
-            roles += [self._chunks.text(i, self._call.echo) for i in range(len(self._readings))]
+            roles += [self._chunks.text(index, self._call.echo) for index in new]
         return b"".join(roles)
 
     def on_output(self, job: int, output: RequestOutput) -> bytes:
@@ -73,13 +75,16 @@ class ChatStream:
         return bool(out.token_ids) and (out.logprobs is not None or self._token_ids)
 
     def _complete(self, chunks: list[ChatChunkChoice], out: CompletionOutput) -> None:
-        """What belongs to the output as a whole: tokens on its first chunk, the end on its last."""
+        """What belongs to the output as a whole: logprobs on its first chunk, the rest on its last.
+
+        Token ids close an output: whoever has them has all of its text.
+        """
         first, last = chunks[0], chunks[-1]
         if out.logprobs is not None:
             entries = chat_logprobs(out.token_ids, out.logprobs, self._top, self._texts)
             first.logprobs = ChoiceLogprobs(content=entries)
         if self._token_ids:
-            first.token_ids = out.token_ids
+            last.token_ids = out.token_ids
         if out.finish_reason is not None:
             last.finish_reason = self._readings[out.index].finish_reason(out.finish_reason)
             last.stop_reason = UNSET if out.stop_reason is None else out.stop_reason

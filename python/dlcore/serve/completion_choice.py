@@ -65,7 +65,10 @@ class ChoiceBuilder:
         self, token_ids: list[int], positions: list[LogprobsAtPosition] | None
     ) -> CompletionLogprobs | None:
         top = self._request.logprobs
-        if positions is None or top is None:
+        if top is None:
+            return None
+        if positions is None:  # generated elsewhere: only their length matters here
+            self._offset += sum(len(self._texts.name(i)) for i in token_ids)
             return None
         start = len(self._prompt_text()) if self._request.echo else 0
         part = completion_logprobs(token_ids, positions, top, self._texts, start + self._offset)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from dlcore.engine_client import EngineClient
+from dlcore.resumption import ResumeTokenIds
 from dlcore.serve.constraints import constraint_of
 from dlcore.serve.context import ServerContext
 from dlcore.serve.errors import bad_request
 from dlcore.serve.generation import Job
 from dlcore.serve.prompt import Prompt, from_text, from_token_ids, truncated
+from dlcore.serve.resume import resume_of_jobs
 from dlcore.serve.sampling import room_for_output, sampling_params
 from dlcore.serve.schemas.completions import CompletionRequest
 
@@ -18,7 +20,8 @@ async def completion_jobs(ctx: ServerContext, request: CompletionRequest) -> lis
     """Raises ApiError or ParameterError for a request that cannot be served."""
     _check(request)
     prompts = await _prompts(ctx.engine, request, ctx.config.max_prompts_per_request)
-    return [_job(ctx, request, prompt) for prompt in prompts]
+    resume = resume_of_jobs(request, len(prompts))
+    return [_job(ctx, request, *each) for each in zip(prompts, resume, strict=True)]
 
 
 def _check(request: CompletionRequest) -> None:
@@ -62,7 +65,9 @@ def _all_ints(given: list[str | int | list[int]]) -> TypeGuard[list[int]]:
     return bool(given) and all(type(item) is int for item in given)
 
 
-def _job(ctx: ServerContext, request: CompletionRequest, prompt: Prompt) -> Job:
+def _job(
+    ctx: ServerContext, request: CompletionRequest, prompt: Prompt, resume: ResumeTokenIds | None
+) -> Job:
     engine = ctx.engine
     asked = None if request.max_tokens is None else max(1, request.max_tokens)
     limit = request.truncate_prompt_tokens
@@ -90,6 +95,7 @@ def _job(ctx: ServerContext, request: CompletionRequest, prompt: Prompt) -> Job:
         params=params,
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
+        resume_token_ids=resume,
     )
 
 

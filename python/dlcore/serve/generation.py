@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from dlcore.engine_client import EngineClient
 from dlcore.outputs import RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.serve.errors import ApiError
 from dlcore.serve.lifetime import Lifetime
@@ -30,6 +31,16 @@ class Job:
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    resume_token_ids: ResumeTokenIds | None = None
+
+    def began_elsewhere(self, index: int) -> bool:
+        """True when the client has the beginning of completion `index` from another server."""
+        return self.resume_token_ids is not None and self.resume_token_ids[index] != []
+
+    @property
+    def finished_elsewhere(self) -> bool:
+        resume = self.resume_token_ids
+        return resume is not None and all(tokens is None for tokens in resume)
 
 
 class Generation:
@@ -58,16 +69,20 @@ class Generation:
 
     async def _one(self, index: int) -> Outputs:
         job, observer = self.jobs[index], self._observers[index]
+        if job.finished_elsewhere:
+            return
         stream = self._engine.generate(
             job.prompt.token_ids,
             job.params,
             self._ids[index],
             priority=job.priority,
             cache_salt=job.cache_salt,
+            resume_token_ids=job.resume_token_ids,
         )
         try:
             async for output in stream:
-                observer.on_output(output)
+                if not output.resumed:
+                    observer.on_output(output)
                 if output.error is not None:
                     raise ApiError(500, f"generation failed: {output.error}", kind="engine_error")
                 yield index, output

@@ -76,6 +76,8 @@ class EventStream(Response):
         async with aclosing(self._generation.outputs()) as outputs:
             async for job, output in outputs:
                 data = self._encoder.on_output(job, output)
+                if output.resumed:  # the encoder had to see it; the client has it
+                    continue
                 if lifetime.gone:
                     return
                 if lifetime.expired:

@@ -63,10 +63,15 @@ class MaskWorker:
         self._thread = threading.Thread(target=self._run, name="dlcore-masks", daemon=True)
         self._thread.start()
 
-    def add(self, key: int, supply: Supply) -> None:
-        """Starts with the sequence's first mask."""
+    def add(self, key: int, supply: Supply, *, resumed: bool = False) -> None:
+        """Starts with the sequence's first mask.
+
+        A resumed sequence's first mask follows its earlier tokens, which the engine announces.
+        """
+        supply.is_slow = resumed  # those many tokens are taken beside the others' masks
         self._supplies[key] = supply
-        self._first_lane.submit(self._answer_alone, supply, 0, [])
+        if not resumed:
+            self._first_lane.submit(self._answer_alone, supply, 0, [])
 
     def remove(self, key: int) -> None:
         self._supplies.pop(key, None)

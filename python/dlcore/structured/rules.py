@@ -32,13 +32,15 @@ class RequestRules:
         wanted = params.structured_outputs
         return None if wanted is None else self._ready_service(wanted.param).compile(wanted)
 
-    def submit_options(self, core_id: int, params: SamplingParams, grammar: Any) -> dict[str, Any]:
+    def submit_options(
+        self, core_id: int, params: SamplingParams, grammar: Any, *, resumed: bool = False
+    ) -> dict[str, Any]:
         """What `core.submit` needs for a sequence under `grammar`."""
         wanted = params.structured_outputs
         if wanted is None:
             return {}
         service = self._ready_service(wanted.param)
-        constraint = service.constrain(grammar, wanted, params.stop_token_ids)
+        constraint = service.constrain(grammar, wanted, params.stop_token_ids, resumed=resumed)
         self._constraints[core_id] = constraint
         return {"constraint": constraint.core}
 

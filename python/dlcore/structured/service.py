@@ -63,9 +63,17 @@ class GrammarService:
             raise ParameterError(wanted.param, str(error)) from None
 
     def constrain(
-        self, grammar: Any, wanted: StructuredOutputs, stop_token_ids: Sequence[int]
+        self,
+        grammar: Any,
+        wanted: StructuredOutputs,
+        stop_token_ids: Sequence[int],
+        *,
+        resumed: bool = False,
     ) -> Constraint:
-        """`stop_token_ids`: what may end the answer besides the model's EOS ids."""
+        """`stop_token_ids`: what may end the answer besides the model's EOS ids.
+
+        `resumed`: the request brings tokens along that were generated elsewhere.
+        """
         queue, worker = self._running_worker()
         key = next(self._keys)
         core = _core.TokenConstraint(queue, key, self._vocab_size)
@@ -73,7 +81,7 @@ class GrammarService:
         is_json = wanted.json_object or wanted.json_schema is not None
         cut = self._json_tokens if is_json else None
         rule = SequenceRule(grammar, stops, wanted.reasoning, self._tokenizer, cut)
-        worker.add(key, Supply(core, rule, self._mask_of(stops)))
+        worker.add(key, Supply(core, rule, self._mask_of(stops)), resumed=resumed)
         return Constraint(worker, key, core)
 
     @property

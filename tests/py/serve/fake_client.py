@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from dlcore.chat_template import ChatTemplate
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput, Logprob, LogprobsAtPosition, RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
@@ -88,6 +89,7 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        resume_token_ids: ResumeTokenIds | None = None,
     ) -> AsyncIterator[RequestOutput]:
         if self.dead:
             raise EngineDeadError("stopped by the test")
@@ -99,16 +101,30 @@ class FakeEngine:
         self.priorities.append(priority)
         stop = self.running[request_id] = asyncio.Event()
         try:
-            async for output in self._stream(ids, params, request_id, stop):
+            past = sum(len(tokens or ()) for tokens in resume_token_ids or ())
+            async for output in self._stream(ids, params, request_id, stop, past):
                 yield output
         finally:
             if self.running.pop(request_id, None) is not None and not stop.is_set():
                 self.finished += 1
 
     async def _stream(
-        self, ids: list[int], params: SamplingParams, request_id: str, stop: asyncio.Event
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        stop: asyncio.Event,
+        past: int,
     ) -> AsyncIterator[RequestOutput]:
+        """`past`: how many tokens of the one completion were generated elsewhere."""
         steps, reason, stop_reason = self._plan(ids, params)
+        if past:
+            told = self._coder.decode([t for _, tokens in steps for t in tokens][:past])
+            yield RequestOutput(
+                request_id, None, ids, [CompletionOutput(0, told, [0] * past)], False, resumed=True
+            )
+            while past > 0:
+                past -= len(steps.pop(0)[1])
         prompt_lps: list[LogprobsAtPosition | None] | None = None
         if params.prompt_logprobs is not None:
             prompt_lps = [None, *self._logprobs(ids[1:], params.prompt_logprobs)]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvloop
@@ -46,6 +46,10 @@ class LiveServer:
 
     def call(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function)
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` to its end on the server's event loop."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     def start(self) -> None:
         self._thread.start()

@@ -85,6 +85,7 @@ class SamplingFields(Struct, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    resume_token_ids: Annotated[list[list[TokenId] | None], Meta(min_length=1)] | None = None
     priority: Annotated[int, Meta(ge=-MAX_INT32, le=MAX_INT32)] | None = None
     cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
     request_id: Annotated[str, Meta(max_length=128)] | None = None

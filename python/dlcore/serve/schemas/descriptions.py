@@ -39,6 +39,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "truncate_prompt_tokens": "Keep the last so many tokens of the prompt; -1 = what fits.",
     "add_special_tokens": "Add BOS and the like. Default: for text yes, for a chat template no.",
     "return_token_ids": "Add prompt_token_ids and token_ids to the answer.",
+    "resume_token_ids": "One list a choice: tokens of this answer that another server streamed "
+    "before it was lost (null: a finished choice). Only what follows is streamed. Needs stream.",
     "return_tokens_as_token_ids": "Write tokens in logprobs as `token_id:N`.",
     "priority": "Lower runs first, where the scheduler's policy is priority.",
     "cache_salt": "Prompts share cached prefixes only with requests of the same salt.",

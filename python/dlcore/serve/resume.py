@@ -1,0 +1,22 @@
+"""`resume_token_ids`: a stream that another server began, and lost."""
+
+from __future__ import annotations
+
+from dlcore.resumption import FIELD, ResumeTokenIds, check_resume
+from dlcore.serve.errors import bad_request
+from dlcore.serve.schemas.common import SamplingFields
+
+
+def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds | None]:
+    """Each job's share of the field, in the order of the choices.
+
+    Raises ApiError or ParameterError for a field that does not fit the request.
+    """
+    resume = fields.resume_token_ids
+    if resume is None:
+        return [None] * num_jobs
+    if not fields.stream:
+        raise bad_request(f"{FIELD}: only when stream is true", FIELD)
+    n = fields.n or 1
+    check_resume(resume, num_jobs * n)
+    return [resume[i * n : (i + 1) * n] for i in range(num_jobs)]
