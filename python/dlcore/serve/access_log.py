@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlcore.serve.metrics import Metrics
-from dlcore.serve.record import SCOPE_KEY, RequestRecord
+from dlcore.serve.record import SCOPE_KEY, SEND_KEY, RequestRecord
 
 access_logger = logging.getLogger("dlcore.access")
 
@@ -31,6 +31,7 @@ class AccessLog:
             return
         record = RequestRecord.from_scope(scope)
         scope[SCOPE_KEY] = record
+        scope[SEND_KEY] = send
         request_id = record.request_id.encode()
 
         async def send_with_id(message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -117,6 +118,9 @@ async def serve(
                 now - loaded,
             )
 
+        # What is loaded now lives as long as the server: the collector need not walk it again.
+        gc.collect()
+        gc.freeze()
         server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
         await server.serve(sockets=[listener])
         if rpc is not None:

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 SCOPE_KEY = "dlcore.record"
+# The server's own `send`. A stream's chunks need nothing of the layers in between.
+SEND_KEY = "dlcore.send"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 

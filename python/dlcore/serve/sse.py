@@ -16,7 +16,7 @@ from dlcore.outputs import RequestOutput
 from dlcore.serve.errors import ApiError, to_api_error
 from dlcore.serve.generation import Generation
 from dlcore.serve.lifetime import Lifetime
-from dlcore.serve.record import SCOPE_KEY
+from dlcore.serve.record import SCOPE_KEY, SEND_KEY
 
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": waiting\n\n"
@@ -59,6 +59,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        self._send_chunk = scope.get(SEND_KEY, send)
         self._opening = self._encoder.on_start()
         lifetime = Lifetime(
             receive, scope[SCOPE_KEY], self._generation.abort, self._timeout_s, self._show_life
@@ -98,7 +99,7 @@ class EventStream(Response):
         await self._send_data(data)
 
     async def _send_data(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send_chunk({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self) -> None:
         self._started = True
