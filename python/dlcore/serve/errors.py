@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlcore.engine_client import EngineDeadError, QueueFullError
@@ -79,6 +80,11 @@ def unavailable(message: str, retry_after: int = 5) -> ApiError:
     return ApiError(503, message, kind="service_unavailable_error", headers=headers)
 
 
+def client_gone() -> ApiError:
+    """Nobody reads it; the access log shows it."""
+    return ApiError(499, "the client closed the connection", kind="client_closed_request")
+
+
 def to_api_error(exc: Exception) -> ApiError:
     """The answer to any exception; an unexpected one is logged and told apart as ours."""
     match exc:
@@ -90,6 +96,8 @@ def to_api_error(exc: Exception) -> ApiError:
             return too_many(str(exc) or "the request queue is full, try again later", 1)
         case EngineDeadError():
             return unavailable(f"the engine stopped: {exc}")
+        case ClientDisconnect():
+            return client_gone()
         case TimeoutError():
             return ApiError(504, "the request took longer than allowed", kind="timeout_error")
     logger.error("request failed: %r", exc, exc_info=exc)

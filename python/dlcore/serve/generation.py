@@ -13,7 +13,7 @@ from dlcore.engine_client import EngineClient
 from dlcore.outputs import RequestOutput
 from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
-from dlcore.serve.errors import ApiError
+from dlcore.serve.errors import ApiError, client_gone
 from dlcore.serve.lifetime import Lifetime
 from dlcore.serve.metrics import Metrics
 from dlcore.serve.observe import Observer
@@ -133,7 +133,7 @@ async def run_to_end(
         async for index, output in outputs:
             on_output(index, output)
     if lifetime.gone:
-        raise ApiError(499, "the client closed the connection", kind="client_closed_request")
+        raise client_gone()
     if lifetime.expired:
         raise TimeoutError
 

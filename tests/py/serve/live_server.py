@@ -22,7 +22,7 @@ from dlcore.serve.server import DrainingServer, make_server
 class LiveServer:
     """Runs until the context ends; `call` runs a function on the server's event loop."""
 
-    def __init__(self, engine: FakeEngine, config: ServeConfig) -> None:
+    def __init__(self, engine: Any, config: ServeConfig) -> None:
         self.engine = engine
         self.config = config
         self.ctx: ServerContext
@@ -42,7 +42,10 @@ class LiveServer:
         self.ctx = make_context(self.engine, self.config)
         self.server = make_server(self.config, build_app(self.ctx), self.ctx.drain)
         self.server.on_ready = self._ready.set
-        await self.server.serve(sockets=[self._listener])
+        try:
+            await self.server.serve(sockets=[self._listener])
+        finally:
+            await self.engine.close()
 
     def call(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function)
@@ -86,7 +89,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
 
 @contextlib.contextmanager
 def live_server(
-    engine: FakeEngine | None = None, *, log_requests: bool = False, **settings: Any
+    engine: Any | None = None, *, log_requests: bool = False, **settings: Any
 ) -> Iterator[LiveServer]:
     config = ServeConfig(access_log=log_requests, **settings)
     server = LiveServer(engine or FakeEngine(), config)
