@@ -280,6 +280,28 @@ def _argmax_case(rows: int) -> Case:
     )
 
 
+def sample_cases() -> Iterator[Case]:
+    for rows in (1, 64, 256):
+        for name, top_k, top_p in (("uncut", 0, 1.0), ("top_k50_p0.9", 50, 0.9), ("p0.9", 0, 0.9)):
+            yield _sample_case(rows, name, top_k, top_p)
+
+
+def _sample_case(rows: int, name: str, top_k: int, top_p: float) -> Case:
+    num_sets = sets_for(2.0 * rows * VOCAB)
+    logits = [bf16(rows, VOCAB, scale=3.0) for _ in range(num_sets)]
+    ones = torch.ones(rows, device="cuda")
+    ints = torch.zeros(rows, dtype=torch.int32, device="cuda")
+    cuts = (ones, ints + top_k, ones * top_p, ones * 0, ints.long(), ints)
+    workspace = kernels.argmax_workspace(rows, ones.device)
+    return Case(
+        op="random_sample",
+        shape=f"S{rows} {name}",
+        num_sets=num_sets,
+        num_bytes=2.0 * rows * VOCAB,
+        run=lambda i: kernels.random_sample(logits[i], *cuts, workspace),
+    )
+
+
 def decode_step_cases() -> Iterator[Case]:
     """All layers of a decode step with their own weights, the head and the argmax: one graph."""
     for shape in SHAPES:
@@ -354,6 +376,7 @@ def main() -> None:
         "decode_step": decode_step_cases,
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,
+        "sample": sample_cases,
         "decode_attention": decode_cases,
         "prefill_attention": prefill_cases,
         "linear": lambda: linear_cases(tuple(args.tokens), tuple(args.row_tiles)),

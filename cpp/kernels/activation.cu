@@ -32,7 +32,6 @@ int dlk_silu_and_mul(const void* x, void* out, int rows, int inner, cudaStream_t
   if (inner % 8 != 0) return cudaErrorInvalidValue;
   const int64_t vectors = static_cast<int64_t>(rows) * (inner / 8);
   if (vectors == 0) return cudaSuccess;
-  return Launch(SiluAndMul, static_cast<unsigned>((vectors + kThreads - 1) / kThreads), kThreads,
-                0, stream, static_cast<const bf16*>(x), static_cast<bf16*>(out), inner / 8,
-                vectors);
+  return Launch(SiluAndMul, static_cast<unsigned>((vectors + kThreads - 1) / kThreads), kThreads, 0,
+                stream, static_cast<const bf16*>(x), static_cast<bf16*>(out), inner / 8, vectors);
 }

@@ -1,11 +1,11 @@
 #pragma once
 
+#include <cstdint>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
-
-#include <cstdint>
 
 // Helpers every kernel here shares: chained launches, 16-byte accesses, warp sums.
 

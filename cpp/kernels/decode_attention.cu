@@ -15,6 +15,7 @@
 
 #include <algorithm>
 
+#include "kernels/decode_schedule.cuh"
 #include "kernels/kernels.h"
 #include "kernels/mma.cuh"
 #include "kernels/paged.cuh"
@@ -22,92 +23,16 @@
 namespace dlcore::kernels {
 namespace {
 
-constexpr int kWarpTokens = 16;
-constexpr int kMaxGroup = 8;  // columns of a product
-constexpr int kMaxSeqs = 3072;
 constexpr int kEarlySteps = 2;  // of a warp, brought to L2 before the previous kernel ends
-
-// Many small blocks for many pairs, one large block per multiprocessor for few.
-template <int kNumWarps>
-struct Shape {
-  static constexpr int kWarps = kNumWarps;
-  static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kBlocksPerSm = 16 / kWarps;
-  static constexpr int kBlocks = 132 * kBlocksPerSm;
-  static constexpr int kUnitTokens = kWarps * kWarpTokens;
-  // A pair of up to this many units is not cut: merging would cost more than it saves.
-  static constexpr int kWholeUnits = kWarps == 16 ? 4 : 8;
-};
-using FewPairs = Shape<16>;
-using ManyPairs = Shape<4>;
-constexpr int kManyPairs = 264;
-constexpr int kMaxBlocks = ManyPairs::kBlocks;
 constexpr size_t kParts = 2 * kMaxBlocks * kMaxGroup;
 
 struct Params {
   dlk_attention a;
   int block_shift;     // block_size = 1 << block_shift
-  int* arrived;       // [S, Hk]
+  int* arrived;        // [S, Hk]
   float2* partial_ml;  // [kParts]: maximum, sum
   float* partial_o;    // [kParts, D]
 };
-
-template <class Shape>
-__device__ int Units(const dlk_attention& a, int seq) {
-  if (a.query_start_loc != nullptr && a.query_start_loc[seq + 1] - a.query_start_loc[seq] != 1) {
-    return 0;
-  }
-  return (a.seq_lens[seq] + Shape::kUnitTokens - 1) / Shape::kUnitTokens;
-}
-
-// Fills starts [S + 1] with the exclusive prefix sums of the sequences' units, and returns the
-// units of a block. Where all are short, each counts as the longest, so that no block's run ends
-// inside a pair.
-template <class Shape>
-__device__ int ScanUnits(const dlk_attention& a, int* starts, int* scratch) {
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int per_thread = (a.num_seqs + Shape::kThreads - 1) / Shape::kThreads;
-  const int first = min(static_cast<int>(threadIdx.x) * per_thread, a.num_seqs);
-  const int last = min(first + per_thread, a.num_seqs);
-  int longest = 0;
-  for (int s = first; s < last; ++s) {
-    const int units = Units<Shape>(a, s);
-    starts[s + 1] = units;
-    longest = max(longest, units);
-  }
-  longest = __reduce_max_sync(kFullMask, longest);
-  if (lane == 0) scratch[warp] = longest;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < Shape::kWarps; ++w) longest = max(longest, scratch[w]);
-  const bool whole = longest <= Shape::kWholeUnits;
-  int sum = 0;
-  for (int s = first; s < last; ++s) {
-    if (whole && starts[s + 1] > 0) starts[s + 1] = longest;
-    sum += starts[s + 1];
-  }
-  int scan = sum;
-#pragma unroll
-  for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    const int other = __shfl_up_sync(kFullMask, scan, offset);
-    if (lane >= offset) scan += other;
-  }
-  __syncthreads();
-  if (lane == kWarpSize - 1) scratch[warp] = scan;
-  __syncthreads();
-  int before = scan - sum;
-  for (int w = 0; w < warp; ++w) before += scratch[w];
-  for (int s = first; s < last; ++s) {
-    before += starts[s + 1];
-    starts[s + 1] = before;
-  }
-  if (threadIdx.x == 0) starts[0] = 0;
-  __syncthreads();
-  const int total = starts[a.num_seqs] * a.num_kv_heads;
-  if (!whole) return max(Shape::kWholeUnits, (total + Shape::kBlocks - 1) / Shape::kBlocks);
-  const int pairs = total / max(longest, 1);
-  return longest * ((pairs + Shape::kBlocks - 1) / Shape::kBlocks);
-}
 
 // One warp's share of one (sequence, head).
 template <int kHeadDim, class Cache>
@@ -120,10 +45,10 @@ struct WarpState {
   // fill the gap.
   static constexpr bool kAhead = sizeof(Cache) == 1;
 
-  Raw keys[2][kQueryVectors];   // tokens g, g + 8; d = 32 j + 8 t ..
-  Raw values[4][kHalves];       // tokens 2t, 2t + 1, 2t + 8, 2t + 9; d = 64 c + 8 g ..
-  float o[kHalves * 4][4];      // rows d = 64 c + 8 g + 2 j (+ 1), columns 2t, 2t + 1
-  float max[2], sum[2];         // of columns 2t, 2t + 1
+  Raw keys[2][kQueryVectors];  // tokens g, g + 8; d = 32 j + 8 t ..
+  Raw values[4][kHalves];      // tokens 2t, 2t + 1, 2t + 8, 2t + 9; d = 64 c + 8 g ..
+  float o[kHalves * 4][4];     // rows d = 64 c + 8 g + 2 j (+ 1), columns 2t, 2t + 1
+  float max[2], sum[2];        // of columns 2t, 2t + 1
 
   __device__ void Start() {
 #pragma unroll
@@ -152,8 +77,8 @@ struct WarpState {
   }
 
   // Adds the loaded tokens, of which the first num_valid >= 1 count, and with kAhead requests the
-  // next ones as soon as their registers are free. query: this lane's values of q, column g, d = 8 t ..;
-  // next: the next keys or null; their values are at + v_offset.
+  // next ones as soon as their registers are free. query: this lane's values of q, column g, d = 8
+  // t ..; next: the next keys or null; their values are at + v_offset.
   __device__ void Step(int num_valid, float scale, const uint4* query, const Cache* next,
                        int v_offset, int g, int t) {
     float s[4] = {0, 0, 0, 0};
@@ -213,40 +138,6 @@ struct WarpState {
     const uint32_t a[4] = {__byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632),
                            __byte_perm(v2, v3, 0x5410), __byte_perm(v2, v3, 0x7632)};
     Mma(tile, a, p0, p1, typename Traits::Element{});
-  }
-};
-
-// A run of units of one (sequence, KV head) pair.
-template <class Shape>
-struct Segment {
-  int seq, head;
-  int pair_start, num_units;  // all units of the pair, in the order of all work
-  int unit_begin, unit_end;   // this block's, counted from pair_start
-  int len;                    // of the sequence
-  const int32_t* table;
-
-  __device__ Segment(const dlk_attention& a, const int* unit_starts, int begin, int end) {
-    int low = 0, high = a.num_seqs;  // the last sequence with unit_starts * Hk <= begin
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (unit_starts[middle] * a.num_kv_heads <= begin ? low : high) = middle;
-    }
-    seq = low;
-    num_units = unit_starts[seq + 1] - unit_starts[seq];
-    head = (begin - unit_starts[seq] * a.num_kv_heads) / num_units;
-    pair_start = unit_starts[seq] * a.num_kv_heads + head * num_units;
-    unit_begin = begin - pair_start;
-    unit_end = min(num_units, end - pair_start);
-    len = a.seq_lens[seq];
-    const int slot = a.seq_slots != nullptr ? a.seq_slots[seq] : seq;
-    table = a.block_tables + static_cast<int64_t>(slot) * a.max_blocks;
-  }
-  __device__ int FirstToken(int warp) const {
-    return unit_begin * Shape::kUnitTokens + warp * kWarpTokens;
-  }
-  __device__ int EndToken() const { return min(len, unit_end * Shape::kUnitTokens); }
-  __device__ int Block(int token, int block_shift) const {
-    return token < EndToken() ? __ldcg(table + (token >> block_shift)) : 0;
   }
 };
 
@@ -359,10 +250,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
       for (int c = 0; c < kHeadDim / 64; ++c) {
         float4* row = reinterpret_cast<float4*>(&shared.o[warp][member][64 * c + 8 * g]);
         const auto* tile = state.o + 4 * c;
-        row[0] = make_float4(tile[0][column], tile[0][column + 2], tile[1][column],
-                             tile[1][column + 2]);
-        row[1] = make_float4(tile[2][column], tile[2][column + 2], tile[3][column],
-                             tile[3][column + 2]);
+        row[0] =
+            make_float4(tile[0][column], tile[0][column + 2], tile[1][column], tile[1][column + 2]);
+        row[1] =
+            make_float4(tile[2][column], tile[2][column + 2], tile[3][column], tile[3][column + 2]);
       }
     }
     __syncthreads();
@@ -398,7 +289,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
 
     // Merge the blocks, in the one that arrives last.
     const int first_block = segment.pair_start / per_block;
-    const int num_parts = (segment.pair_start + segment.num_units - 1) / per_block - first_block + 1;
+    const int num_parts =
+        (segment.pair_start + segment.num_units - 1) / per_block - first_block + 1;
     int* arrived = p.arrived + segment.seq * a.num_kv_heads + head;
     __threadfence();
     __syncthreads();
@@ -478,8 +370,10 @@ int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
   bytes += kParts * a.head_dim * sizeof(float);
   p.arrived = reinterpret_cast<int*>(bytes);
   switch (a.head_dim) {
-    case 64: return Run<64>(p, stream);
-    case 128: return Run<128>(p, stream);
+    case 64:
+      return Run<64>(p, stream);
+    case 128:
+      return Run<128>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+
+#include <cuda_runtime_api.h>
 
 // The C ABI of libdlcore_kernels.so, called through ctypes by python/dlcore/ops/kernels.py.
 // Every function launches on `stream` and returns a cudaError_t as int; none synchronises or
@@ -13,7 +13,7 @@
 
 extern "C" {
 
-// out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 16, K a multiple of 64.
+// out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 32, K a multiple of 64.
 //   norm_weight [K] or null: x is RMS-normalised first, with eps
 //   bias [N], residual [T, N] or null: added
 //   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
@@ -35,7 +35,8 @@ int dlk_silu_and_mul(const void* x, void* out, int rows, int inner, cudaStream_t
 // and rotated by cos_sin [max_positions, D] float32 (cosines, then sines) at positions [T];
 // k and v are written to kv_cache [blocks, 2, Hk, block_size, D] at slot_mapping [T]
 // (block * block_size + offset; -1 = not written). D is 64, 128 or 256.
-// kv_scales: null for a bf16 cache; float32 [2, Hk] for an E4M3 cache (stored value * scale = value).
+// kv_scales: null for a bf16 cache; float32 [2, Hk] for an E4M3 cache (stored value * scale =
+// value).
 int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
                               float eps, const float* cos_sin, const int32_t* positions,
                               const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
@@ -78,8 +79,21 @@ int dlk_begin_step(const int32_t* arena, const int32_t* header, const int32_t* t
 // sampled [S] = argmax of each row of logits [S, vocab] (float32, or bf16), lowest index first;
 // -1 where row_slots is -1, else also last_tokens[row_slots[row]].
 // workspace: 16 bytes a row, zeroed once.
-int dlk_argmax(const void* logits, int logits_are_bf16, const int32_t* row_slots,
-               int32_t* sampled, int32_t* last_tokens, void* workspace, int num_rows, int vocab,
-               cudaStream_t stream);
+int dlk_argmax(const void* logits, int logits_are_bf16, const int32_t* row_slots, int32_t* sampled,
+               int32_t* last_tokens, void* workspace, int num_rows, int vocab, cudaStream_t stream);
+
+struct dlk_sampling {
+  const void* logits;                        // [S, vocab] float32, or bf16
+  const float *temperature, *top_p, *min_p;  // [S]; temperature <= 0: argmax
+  const int32_t* top_k;                      // [S], 0 = all
+  const int64_t* seeds;                      // [S]
+  const int32_t* positions;                  // [S]
+  int32_t* tokens;                           // [S], out
+  void* workspace;                           // 16 bytes a row, zeroed once
+  int logits_are_bf16, num_rows, vocab;
+};
+// One draw per row from softmax(logits / temperature) cut by min-p, then top-k, then top-p, as
+// python/dlcore/ops/sample.py defines them.
+int dlk_random_sample(const dlk_sampling* args, cudaStream_t stream);
 
 }  // extern "C"

@@ -29,8 +29,7 @@ struct CacheTraits<fp8> {
     return static_cast<uint32_t>(h.x) | static_cast<uint32_t>(h.y) << 16;
   }
   __device__ static uint4 Convert(Raw v) {
-    return make_uint4(Widen(v.x & 0xffff), Widen(v.x >> 16), Widen(v.y & 0xffff),
-                      Widen(v.y >> 16));
+    return make_uint4(Widen(v.x & 0xffff), Widen(v.x >> 16), Widen(v.y & 0xffff), Widen(v.y >> 16));
   }
   __device__ static uint32_t Pack(float lo, float hi) {
     const __half2 h = __floats2half2_rn(lo, hi);

@@ -304,8 +304,8 @@ __device__ void Consume(const Params& p, const Work& work, Shared& shared) {
 __global__ void __launch_bounds__(kThreads, 1)
     PrefillAttention(const Params p, const __grid_constant__ CUtensorMap cache) {
   extern __shared__ __align__(1024) char shared_bytes[];
-  auto& shared = *reinterpret_cast<Shared*>(
-      (reinterpret_cast<uintptr_t>(shared_bytes) + 1023) / 1024 * 1024);
+  auto& shared =
+      *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(shared_bytes) + 1023) / 1024 * 1024);
   AllowNext();
   const int group = p.a.num_q_heads / p.a.num_kv_heads;
   const int queries_per_tile = kRows / group;
@@ -352,8 +352,8 @@ int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t
   using namespace dlcore::kernels;
   const dlk_attention& a = *args;
   if (a.head_dim != kHeadDim || a.num_q_heads % a.num_kv_heads != 0 || a.kv_scales != nullptr ||
-      a.query_start_loc == nullptr || a.num_q_heads / a.num_kv_heads > kRows ||
-      a.block_size < 16 || a.block_size > kTokens || (a.block_size & (a.block_size - 1)) != 0) {
+      a.query_start_loc == nullptr || a.num_q_heads / a.num_kv_heads > kRows || a.block_size < 16 ||
+      a.block_size > kTokens || (a.block_size & (a.block_size - 1)) != 0) {
     return cudaErrorInvalidValue;
   }
   if (a.num_seqs == 0 || a.num_tokens == 0) return cudaSuccess;

@@ -111,12 +111,12 @@ __global__ void __launch_bounds__(kThreads) QkNormRopeKvWrite(const Params p) {
 
 template <int kHeadDim>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
-  const int64_t lanes = static_cast<int64_t>(p.num_tokens) *
-                        (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
+  const int64_t lanes =
+      static_cast<int64_t>(p.num_tokens) * (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
   const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
-  return Launch(p.kv_scales != nullptr ? QkNormRopeKvWrite<kHeadDim, fp8>
-                                       : QkNormRopeKvWrite<kHeadDim, bf16>,
-                blocks, kThreads, 0, stream, p);
+  return Launch(
+      p.kv_scales != nullptr ? QkNormRopeKvWrite<kHeadDim, fp8> : QkNormRopeKvWrite<kHeadDim, bf16>,
+      blocks, kThreads, 0, stream, p);
 }
 
 }  // namespace
@@ -145,9 +145,12 @@ int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void*
                  block_size,
                  eps};
   switch (head_dim) {
-    case 64: return Run<64>(p, stream);
-    case 128: return Run<128>(p, stream);
-    case 256: return Run<256>(p, stream);
+    case 64:
+      return Run<64>(p, stream);
+    case 128:
+      return Run<128>(p, stream);
+    case 256:
+      return Run<256>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

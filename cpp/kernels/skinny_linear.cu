@@ -1,6 +1,6 @@
 // y = W x for few tokens: the time is that of reading W once.
 //
-// A block multiplies kRowTiles x 8 rows of W with up to 16 tokens. One warp requests its rows in
+// A block multiplies kRowTiles x 8 rows of W with up to 32 tokens. One warp requests its rows in
 // chunks of 512 values of k with bulk copies into a ring of shared memory; each of eight others
 // multiplies 64 of those values, and their sums meet at the end. The order of k inside a product
 // is free as long as both operands agree, so a lane's 16 contiguous bytes of a row serve two
@@ -77,8 +77,9 @@ constexpr int kMaxStages = 6;
 
 // Chunks whose x a warp holds in registers ahead of its products. One round trip to L2 then serves
 // them all, and it is on the critical path of a chain of kernels.
-constexpr int TokenDepth(int row_tiles, bool upper_half) {
-  return row_tiles == 1 ? (upper_half ? 3 : 6) : row_tiles == 2 ? (upper_half ? 2 : 4) : 2;
+constexpr int TokenDepth(int row_tiles, int token_groups) {
+  const int depth = row_tiles == 1 ? 6 : row_tiles == 2 ? 4 : 2;
+  return token_groups == 1 ? depth : token_groups == 2 ? (depth + 2) / 2 : row_tiles == 4 ? 1 : 2;
 }
 
 struct Barriers {
@@ -93,8 +94,8 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
   constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
   const int lane = threadIdx.x % kWarpSize;
   const bool is_up = kSwiGlu && lane >= kOutRows;
-  const int row = min(static_cast<int>(blockIdx.x) * kOutRows + (is_up ? lane - kOutRows : lane),
-                      p.n - 1);
+  const int row =
+      min(static_cast<int>(blockIdx.x) * kOutRows + (is_up ? lane - kOutRows : lane), p.n - 1);
   const bf16* weight = p.weight + static_cast<int64_t>(is_up ? row + p.n : row) * p.k;
   const int num_chunks = (p.k + kChunk - 1) / kChunk;
   int stage = 0, parity = 1;  // the first round finds every stage empty
@@ -111,14 +112,14 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
   }
 }
 
-template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
-__global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Params p,
-                                                                        int num_stages) {
-  constexpr int kTokens = kUpperHalf ? 16 : 8;
-  constexpr int kHalves = kUpperHalf ? 2 : 1;
+template <int kGroups, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+__global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
+    SkinnyLinear(const Params p, int num_stages) {
+  constexpr int kTokens = 8 * kGroups;
+  constexpr int kPairs = (kGroups + 1) / 2;  // a product takes two groups of 8 tokens
   constexpr int kRows = 8 * kRowTiles;
   constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
-  constexpr int kDepth = TokenDepth(kRowTiles, kUpperHalf);
+  constexpr int kDepth = TokenDepth(kRowTiles, kGroups);
   // [num_stages][kRows] rows of weights; at the end, the warps' sums.
   extern __shared__ __align__(128) char shared_bytes[];
   __shared__ Barriers barriers;
@@ -141,17 +142,17 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Pa
   // Everything that can be known before the previous kernel's results: between those and this
   // kernel's own, every instruction counts.
   const int warp_k = warp * kUnit + t * 8;
-  const bf16* x_rows[kHalves];
-  bool has_row[kHalves];
+  const bf16* x_rows[kGroups];
+  bool has_row[kGroups];
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) {
+  for (int h = 0; h < kGroups; ++h) {
     x_rows[h] = p.x + static_cast<int64_t>(g + 8 * h) * p.k + warp_k;
     has_row[h] = g + 8 * h < p.num_tokens && !is_producer;
   }
-  uint4 x[kDepth][kSteps][2] = {}, norm[kNorm ? kDepth : 1][kSteps];
+  uint4 x[kDepth][kSteps][2 * kPairs] = {}, norm[kNorm ? kDepth : 1][kSteps];
   auto load_tokens = [&](int slot, int chunk) {
 #pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
+    for (int h = 0; h < kGroups; ++h) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         if (has_row[h] && chunk * kChunk + warp * kUnit < p.k) {
@@ -189,8 +190,8 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Pa
     if (p.bias != nullptr) addend[j] += __bfloat162float(p.bias[column]);
   }
 
-  float c[kRowTiles][4] = {};
-  float squares[2] = {0, 0};
+  float c[kPairs][kRowTiles][4] = {};
+  float squares[kGroups] = {};
   int stage = 0, parity = 0;
   for (int first = 0; first < num_chunks && !is_producer; first += kDepth) {
 #pragma unroll
@@ -212,18 +213,21 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Pa
         for (int s = 0; s < kSteps; ++s) {
           if constexpr (kNorm) {
 #pragma unroll
-            for (int h = 0; h < kHalves; ++h) {
+            for (int h = 0; h < kGroups; ++h) {
               squares[h] += SumSquares(x[d][s][h]);
               x[d][s][h] = Scale(x[d][s][h], norm[d][s]);
             }
           }
-          const uint4 lo = x[d][s][0], hi = x[d][s][1];
-          const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y};
-          const uint32_t a1[4] = {lo.z, hi.z, lo.w, hi.w};
 #pragma unroll
-          for (int i = 0; i < kRowTiles; ++i) {
-            Mma(c[i], a0, w[s][i].x, w[s][i].y, bf16{});
-            Mma(c[i], a1, w[s][i].z, w[s][i].w, bf16{});
+          for (int pair = 0; pair < kPairs; ++pair) {
+            const uint4 lo = x[d][s][2 * pair], hi = x[d][s][2 * pair + 1];
+            const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y};
+            const uint32_t a1[4] = {lo.z, hi.z, lo.w, hi.w};
+#pragma unroll
+            for (int i = 0; i < kRowTiles; ++i) {
+              Mma(c[pair][i], a0, w[s][i].x, w[s][i].y, bf16{});
+              Mma(c[pair][i], a1, w[s][i].z, w[s][i].w, bf16{});
+            }
           }
         }
       }
@@ -242,12 +246,12 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Pa
   auto& partials = *reinterpret_cast<Partials<kTokens, kRows>*>(shared_bytes);
 
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) {
+  for (int h = 0; h < kGroups; ++h) {
     if (is_producer) break;
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      partials.product[warp][g + 8 * h][i * 8 + 2 * t] = c[i][2 * h];
-      partials.product[warp][g + 8 * h][i * 8 + 2 * t + 1] = c[i][2 * h + 1];
+      partials.product[warp][g + 8 * h][i * 8 + 2 * t] = c[h / 2][i][h % 2 * 2];
+      partials.product[warp][g + 8 * h][i * 8 + 2 * t + 1] = c[h / 2][i][h % 2 * 2 + 1];
     }
     if constexpr (kNorm) {
       const float sum = WarpSum<4>(squares[h]);
@@ -270,34 +274,38 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2) SkinnyLinear(const Pa
   }
 }
 
-template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+template <int kGroups, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
   constexpr int kOutRows = 8 * kRowTiles / (kSwiGlu ? 2 : 1);
   const int num_stages = std::min(MaxStages(kRowTiles), CeilDiv(p.k, kChunk));
-  constexpr int kStageBytes = 8 * kRowTiles * kRowPitch;
-  return Launch(SkinnyLinear<kUpperHalf, kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
-                kThreads + kWarpSize, static_cast<size_t>(num_stages) * kStageBytes, stream, p,
-                num_stages);
+  constexpr size_t kStageBytes = 8 * kRowTiles * kRowPitch;
+  const size_t smem =
+      std::max(num_stages * kStageBytes, sizeof(Partials<8 * kGroups, 8 * kRowTiles>));
+  return Launch(SkinnyLinear<kGroups, kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
+                kThreads + kWarpSize, smem, stream, p, num_stages);
 }
 
-template <bool kUpperHalf, int kRowTiles, bool kSwiGlu, class Out>
+template <int kGroups, int kRowTiles, bool kSwiGlu, class Out>
 cudaError_t RunNorm(const Params& p, cudaStream_t stream) {
-  return p.norm_weight != nullptr ? Run<kUpperHalf, kRowTiles, kSwiGlu, true, Out>(p, stream)
-                                  : Run<kUpperHalf, kRowTiles, kSwiGlu, false, Out>(p, stream);
+  return p.norm_weight != nullptr ? Run<kGroups, kRowTiles, kSwiGlu, true, Out>(p, stream)
+                                  : Run<kGroups, kRowTiles, kSwiGlu, false, Out>(p, stream);
 }
 
-template <bool kUpperHalf>
+template <int kGroups>
 cudaError_t RunShape(const Params& p, bool swiglu, bool float_out, int row_tiles,
                      cudaStream_t stream) {
-  if (float_out) return RunNorm<kUpperHalf, 4, false, float>(p, stream);
+  if (float_out) return RunNorm<kGroups, 4, false, float>(p, stream);
   if (swiglu) {
-    return row_tiles == 4 ? RunNorm<kUpperHalf, 4, true, bf16>(p, stream)
-                          : RunNorm<kUpperHalf, 2, true, bf16>(p, stream);
+    return row_tiles == 4 ? RunNorm<kGroups, 4, true, bf16>(p, stream)
+                          : RunNorm<kGroups, 2, true, bf16>(p, stream);
   }
   switch (row_tiles) {
-    case 1: return RunNorm<kUpperHalf, 1, false, bf16>(p, stream);
-    case 2: return RunNorm<kUpperHalf, 2, false, bf16>(p, stream);
-    default: return RunNorm<kUpperHalf, 4, false, bf16>(p, stream);
+    case 1:
+      return RunNorm<kGroups, 1, false, bf16>(p, stream);
+    case 2:
+      return RunNorm<kGroups, 2, false, bf16>(p, stream);
+    default:
+      return RunNorm<kGroups, 4, false, bf16>(p, stream);
   }
 }
 
@@ -315,7 +323,7 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if (num_tokens < 1 || num_tokens > 16 || k % kUnit != 0) return cudaErrorInvalidValue;
+  if (num_tokens < 1 || num_tokens > 32 || k % kUnit != 0) return cudaErrorInvalidValue;
   const Params p{static_cast<const bf16*>(x),
                  static_cast<const bf16*>(weight),
                  static_cast<const bf16*>(norm_weight),
@@ -327,6 +335,7 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                  k,
                  eps};
   if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n);
-  return num_tokens <= 8 ? RunShape<false>(p, swiglu, float_out, row_tiles, stream)
-                         : RunShape<true>(p, swiglu, float_out, row_tiles, stream);
+  if (num_tokens <= 8) return RunShape<1>(p, swiglu, float_out, row_tiles, stream);
+  if (num_tokens <= 16) return RunShape<2>(p, swiglu, float_out, row_tiles, stream);
+  return RunShape<4>(p, swiglu, float_out, row_tiles, stream);
 }

@@ -29,7 +29,7 @@ def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     if sampler.variant == "greedy":
         tokens = greedy_sample(logits)
     elif sampler.variant == "random":
-        tokens = _random(logits.float(), sampler)
+        tokens = _random(logits, sampler, state)
     else:
         tokens, none_allowed = _full(logits.float(), sampler, state)
         no_token = no_token | none_allowed
@@ -37,7 +37,7 @@ def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     state.last_tokens[sampler.row_slots.long()] = tokens
 
 
-def _random(logits: Tensor, sampler: SamplerBuffers) -> Tensor:
+def _random(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor:
     assert sampler.temperature is not None
     assert sampler.top_k is not None
     assert sampler.top_p is not None
@@ -52,6 +52,7 @@ def _random(logits: Tensor, sampler: SamplerBuffers) -> Tensor:
         sampler.min_p,
         sampler.seeds,
         sampler.sample_positions,
+        state.argmax_space,
     )
 
 
@@ -65,7 +66,7 @@ def _full(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> tuple[
     ruled = apply_masks(logits.clone(), sampler)
     apply_bias(ruled, sampler)
     ruled = apply_penalties(ruled, sampler, state)
-    tokens = _random(ruled, sampler)
+    tokens = _random(ruled, sampler, state)
     count_sampled(tokens, sampler, state)
     scored = sampler.target_tokens.where(sampler.target_tokens >= 0, tokens)
     write_logprobs(

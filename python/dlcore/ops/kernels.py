@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
-MAX_SKINNY_TOKENS = 16
+MAX_SKINNY_TOKENS = 32
 ROPE_HEAD_DIMS = (64, 128, 256)
 ATTENTION_HEAD_DIMS = (64, 128)
 PREFILL_HEAD_DIM = 128
@@ -52,6 +52,25 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Sampling(ctypes.Structure):
+    """struct dlk_sampling."""
+
+    _fields_ = (
+        ("logits", _PTR),
+        ("temperature", _PTR),
+        ("top_p", _PTR),
+        ("min_p", _PTR),
+        ("top_k", _PTR),
+        ("seeds", _PTR),
+        ("positions", _PTR),
+        ("tokens", _PTR),
+        ("workspace", _PTR),
+        ("logits_are_bf16", _INT),
+        ("num_rows", _INT),
+        ("vocab", _INT),
+    )
+
+
 _SIGNATURES = {
     "dlk_skinny_linear": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
     "dlk_rms_norm": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _INT, _INT, _PTR],
@@ -65,6 +84,7 @@ _SIGNATURES = {
     "dlk_decode_attention": [ctypes.POINTER(_Attention), _PTR],
     "dlk_prefill_attention": [ctypes.POINTER(_Attention), _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
+    "dlk_random_sample": [ctypes.POINTER(_Sampling), _PTR],
     "dlk_argmax": [_PTR, _INT, _PTR, _PTR, _PTR, _PTR, _INT, _INT, _PTR],
 }
 
@@ -163,7 +183,7 @@ def skinny_linear(
     out_dtype: torch.dtype = torch.bfloat16,
     row_tiles: int = 0,
 ) -> Tensor:
-    """x: [T <= 16, K], weight: [N, K] -> [T, N] = rms_norm(x) weight^T + bias + residual.
+    """x: [T <= 32, K], weight: [N, K] -> [T, N] = rms_norm(x) weight^T + bias + residual.
 
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     row_tiles: 8-row tiles of the weight per block; 0 = choose.
@@ -294,6 +314,7 @@ def argmax_workspace(max_num_rows: int, device: torch.device) -> Tensor:
 
 
 def argmax_supports(logits: Tensor) -> bool:
+    """Whether `argmax` and `random_sample` take these logits."""
     return (
         logits.dtype in (torch.bfloat16, torch.float32)
         and logits.shape[1] % 8 == 0
@@ -313,3 +334,34 @@ def argmax(
         *[_ptr(logits), int(logits.dtype == torch.bfloat16), _ptr(row_slots), _ptr(sampled)],
         *[_ptr(last_tokens), _ptr(workspace), logits.shape[0], logits.shape[1]],
     )
+
+
+def random_sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    workspace: Tensor,
+) -> Tensor:
+    """ops.sample.random_sample, from float32 or bf16 logits [S, vocab]; `argmax_workspace`."""
+    num_rows, vocab = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+    args = _Sampling(
+        logits=_ptr(logits),
+        temperature=_ptr(temperature),
+        top_p=_ptr(top_p),
+        min_p=_ptr(min_p),
+        top_k=_ptr(top_k),
+        seeds=_ptr(seeds),
+        positions=_ptr(positions),
+        tokens=_ptr(tokens),
+        workspace=_ptr(workspace),
+        logits_are_bf16=int(logits.dtype == torch.bfloat16),
+        num_rows=num_rows,
+        vocab=vocab,
+    )
+    _call("dlk_random_sample", args)
+    return tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlcore.ops import kernels
 from dlcore.ops.counter_rng import gumbel_noise
 
 
@@ -21,12 +22,19 @@ def random_sample(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    space: Tensor | None = None,
 ) -> Tensor:
     """One draw per row from softmax(logits / temperature) cut by min-p, then top-k, then top-p.
 
-    logits: [S, V] float32; temperature, top_p, min_p: [S] float32; top_k, positions: [S] int32;
-    seeds: [S] int64. Rows of temperature 0 take the argmax. Returns int32 [S].
+    logits: [S, V], any float dtype; temperature, top_p, min_p: [S] float32; top_k, positions: [S]
+    int32; seeds: [S] int64; space: DeviceState.argmax_space. Rows of temperature 0 take the
+    argmax. Returns int32 [S].
     """
+    if space is not None and kernels.argmax_supports(logits):
+        return kernels.random_sample(
+            logits, temperature, top_k, top_p, min_p, seeds, positions, space
+        )
+    logits = logits.float()
     greedy = temperature <= 0
     scaled = logits / temperature.where(~greedy, 1.0)[:, None]
     # On the CPU a look at the parameters is free and saves the sort; in a graph it is impossible.
