@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kSplitThreads) DrawUncut(const dlk_sampling a)
 
 struct Shared {
   u64 bins[kBins];
+  unsigned counts[kBins];
   uint32_t keys[kMaxCandidates];
   int tokens[kMaxCandidates];
   u64 warp_sums[kThreads / kWarpSize];
@@ -78,8 +79,8 @@ struct Row {
   }
   __device__ uint32_t Key(float scaled) const {
     const float distance = max - scaled;
-    const bool drawable = distance >= 0 && expf(-distance) >= min_p;  // false for NaN
-    return drawable ? __float_as_uint(distance) : kMaxKey;
+    const bool drawable = distance >= 0 && (min_p <= 0 || expf(-distance) >= min_p);
+    return drawable ? __float_as_uint(distance) : kMaxKey;  // NaN is not drawable
   }
   template <class Visit>
   __device__ void ForEach(const Visit& visit) const {
@@ -165,12 +166,13 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
   if (!IsCut(a, row_index)) return;
   Row<Logit> row{static_cast<const Logit*>(a.logits) + static_cast<int64_t>(row_index) * a.vocab,
                  a.vocab, a.temperature[row_index], 0, a.min_p[row_index]};
+  // The largest logit is the largest after the division, too.
   u64 best = 0;
   for (int i = threadIdx.x * 8; i < row.vocab; i += kThreads * 8) {
     float v[8];
     LoadLogits(row.logits + i, v);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) best = max(best, ArgmaxKey(v[j] / row.temperature, i + j));
+    for (int j = 0; j < 8; ++j) best = max(best, ArgmaxKey(v[j], i + j));
   }
   row.max = row.Scaled(ArgmaxIndex(BlockMax<kThreads>(best)));
 
@@ -178,15 +180,17 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
   const int top_k = a.top_k[row_index];
   const bool by_count = top_k > 0 && top_k < a.vocab;
   const float top_p = a.top_p[row_index];
-  ClearBins(shared);
+  const bool by_mass = !by_count && top_p < 1;
+  for (int i = threadIdx.x; i < kBins; i += kThreads) shared.counts[i] = 0;
+  __syncthreads();
   auto bin_of = [](uint32_t key) {
     return static_cast<int>(fminf(__uint_as_float(key) * kBinsPerNat, kBins - 1.0f));
   };
   u64 own_mass = 0;
   row.ForEach([&](uint32_t key, int) {
     if (key >= kMaxKey) return;
-    own_mass += Mass(key);
-    atomicAdd(&shared.bins[bin_of(key)], by_count ? 1 : Mass(key));
+    if (by_mass) own_mass += Mass(key);
+    atomicAdd(&shared.counts[bin_of(key)], 1);
   });
   auto block_sum = [&](u64 v) {
 #pragma unroll
@@ -206,8 +210,16 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
         static_cast<u64>(ceil(static_cast<double>(top_p) * static_cast<double>(mass)));
     return top_p < 1 ? min(max(wanted, 1ull), mass) : mass;
   };
+  __syncthreads();
+  for (int i = threadIdx.x; i < kBins; i += kThreads) {
+    // A bin weighs at least its count times the mass at its far edge (the last has no edge).
+    const u64 weight = by_count        ? 1
+                       : i < kBins - 1 ? Mass(__float_as_uint((i + 1) / kBinsPerNat))
+                                       : 0;
+    shared.bins[i] = shared.counts[i] * weight;
+  }
   FindBin(shared, by_count ? top_k : mass_target());
-  const int last_bin = top_p < 1 || by_count ? shared.bin : kBins - 1;
+  const int last_bin = by_mass || by_count ? shared.bin : kBins - 1;
 
   if (threadIdx.x == 0) shared.num_candidates = 0;
   __syncthreads();

@@ -309,11 +309,13 @@ cudaError_t RunShape(const Params& p, bool swiglu, bool float_out, int row_tiles
   }
 }
 
-// As many rows a block as leave about a block for each multiprocessor.
-int ChooseRowTiles(int weight_rows) {
-  constexpr int kWantedBlocks = 120;
-  if (weight_rows >= kWantedBlocks * 32) return 4;
-  return weight_rows >= kWantedBlocks * 16 ? 2 : 1;
+// As many rows a block as leave about a block for each multiprocessor; measured on an H100. Long
+// rows in few blocks would leave too little in flight.
+int ChooseRowTiles(int weight_rows, int k) {
+  constexpr int kWantedBlocks = 120, kMultiprocessors = 132, kLongRow = 4096;
+  if (weight_rows < kWantedBlocks * 16) return 1;
+  const bool few_long_rows = weight_rows < kMultiprocessors * 32 && k >= kLongRow;
+  return weight_rows < kWantedBlocks * 32 || few_long_rows ? 2 : 4;
 }
 
 }  // namespace
@@ -334,7 +336,7 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                  n,
                  k,
                  eps};
-  if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n);
+  if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n, k);
   if (num_tokens <= 8) return RunShape<1>(p, swiglu, float_out, row_tiles, stream);
   if (num_tokens <= 16) return RunShape<2>(p, swiglu, float_out, row_tiles, stream);
   return RunShape<4>(p, swiglu, float_out, row_tiles, stream);

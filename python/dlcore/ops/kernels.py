@@ -17,6 +17,7 @@ from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
 MAX_SKINNY_TOKENS = 32
+SMALL_WEIGHT = 1 << 22  # elements
 ROPE_HEAD_DIMS = (64, 128, 256)
 ATTENTION_HEAD_DIMS = (64, 128)
 PREFILL_HEAD_DIM = 128
@@ -167,8 +168,10 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return out
 
 
-def skinny_linear_supports(num_tokens: int, in_features: int) -> bool:
-    return 1 <= num_tokens <= MAX_SKINNY_TOKENS and in_features % 64 == 0
+def skinny_linear_pays(num_tokens: int, weight: Tensor) -> bool:
+    """Whether `skinny_linear` takes this product and beats the library (measured on an H100)."""
+    small = num_tokens <= 16 or weight.numel() <= SMALL_WEIGHT
+    return 1 <= num_tokens <= MAX_SKINNY_TOKENS and small and weight.shape[1] % 64 == 0
 
 
 def skinny_linear(

@@ -61,7 +61,7 @@ def residual_linear(
 
 
 def _is_skinny(x: Tensor, weight: Tensor) -> bool:
-    return kernels.usable(x, weight) and kernels.skinny_linear_supports(*x.shape)
+    return kernels.usable(x, weight) and kernels.skinny_linear_pays(x.shape[0], weight)
 
 
 def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
