@@ -24,6 +24,7 @@ import uvloop
 
 from dlcore.engine_client import EngineClient
 from dlcore.outputs import CompletionOutput, RequestOutput
+from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import bind, serve
@@ -57,6 +58,7 @@ class InstantEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        resume_token_ids: ResumeTokenIds | None = None,
     ) -> AsyncIterator[RequestOutput]:
         ids = [1] * self._chunk
         text = TOKEN_TEXT * self._chunk

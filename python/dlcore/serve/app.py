@@ -23,7 +23,7 @@ from dlcore.serve.tracing import TraceMiddleware
 
 
 def build_app(ctx: ServerContext) -> Starlette:
-    """The ASGI app. Layers, from outside: log, trace, errors, CORS, key, drain, limits, route."""
+    """The ASGI app. Layers, from outside: log, trace, CORS, errors, key, drain, limits, route."""
     config = ctx.config
     table, runner = routes(ctx)
     limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
@@ -35,8 +35,8 @@ def build_app(ctx: ServerContext) -> Starlette:
             paths=frozenset(spec.path for spec in table),
         ),
         *_tracing(ctx),
-        Middleware(ErrorBoundary),
         *_cors(config.allowed_origins),
+        Middleware(ErrorBoundary),
         Middleware(AuthMiddleware, keys=ApiKeys(config.api_key)),
         Middleware(DrainMiddleware, drain=ctx.drain),
     ]

@@ -53,7 +53,12 @@ def calls_schema(tools: Sequence[Tool], *, at_most_one: bool) -> dict[str, Any]:
     for tool in tools:
         parameters = dict(parameters_schema(tool))
         # References inside a tool's schema start at the root of the schema: move them there.
-        definitions |= parameters.pop("$defs", {})
+        own = parameters.pop("$defs", {})
+        for name in own.keys() & definitions.keys():
+            if own[name] != definitions[name]:
+                where = f"tools: {tool.function.name!r} and another tool define $defs/{name}"
+                raise bad_request(f"{where} differently; rename one", "tools")
+        definitions |= own
         alternatives.append(
             {
                 "type": "object",

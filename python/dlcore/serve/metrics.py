@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from dlcore.serve.histogram import Histogram
@@ -80,6 +85,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.registry.register(_HistogramCollector(self._histograms(), self.labels))
+        self.registry.register(_FormerName(self.inter_token_latency, self.labels))
         self._engine_registry = CollectorRegistry()
         self._engine_registry.register(_EngineCollector(stats, self.labels))
         # With several front ends: adds theirs to what this one counted.
@@ -139,6 +145,24 @@ class _HistogramCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for histogram in self._histograms:
             yield histogram.family(self._labels)
+
+
+class _FormerName(Collector):
+    """vLLM called the time between tokens `time_per_output_token_seconds`; dashboards still do."""
+
+    def __init__(self, latency: Histogram, labels: dict[str, str]) -> None:
+        self._latency = latency
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        family = self._latency.family(self._labels)
+        former = HistogramMetricFamily(
+            f"{PREFIX}time_per_output_token_seconds", family.documentation
+        )
+        for sample in family.samples:
+            name = sample.name.replace(family.name, former.name)
+            former.samples.append(sample._replace(name=name))
+        yield former
 
 
 def kv_usage(stats: Mapping[str, float]) -> float:

@@ -131,7 +131,8 @@ def test_metrics_have_the_names_dashboards_look_for(server: LiveServer, http: ht
     families = {f.name: f for f in text_string_to_metric_families(text)}
     for name in (
         "num_requests_running", "num_requests_waiting", "time_to_first_token_seconds",
-        "inter_token_latency_seconds", "e2e_request_latency_seconds", "kv_cache_usage_perc",
+        "inter_token_latency_seconds", "time_per_output_token_seconds",
+        "e2e_request_latency_seconds", "kv_cache_usage_perc",
         "prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens",
         "generation_tokens", "request_success", "request_time_per_output_token_seconds",
     ):  # fmt: skip
@@ -173,6 +174,11 @@ def test_browsers_of_allowed_origins_may_call() -> None:
         headers = {"origin": "https://ui.example", "access-control-request-method": "POST"}
         answer = httpx.options(server.base + TEXT, headers=headers)
         assert answer.headers["access-control-allow-origin"] == "https://ui.example"
+        key = {"origin": "https://ui.example", "x-api-key": "k"}
+        for sent in (key, {"origin": "https://ui.example"}):  # a page can read its errors
+            answer = httpx.post(server.base + TEXT, json={"n": 0}, headers=sent)
+            assert answer.status_code in (400, 401)
+            assert answer.headers["access-control-allow-origin"] == "https://ui.example"
         other = httpx.options(server.base + TEXT, headers={**headers, "origin": "https://evil"})
         assert "access-control-allow-origin" not in other.headers
 
