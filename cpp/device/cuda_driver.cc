@@ -49,6 +49,13 @@ std::string ResolveAll(void* library, CudaDriver* d) {
   resolve("cuMemFreeHost", &d->MemFreeHost);
   resolve("cuMemcpyHtoDAsync_v2", &d->MemcpyHtoDAsync);
   resolve("cuMemcpyDtoHAsync_v2", &d->MemcpyDtoHAsync);
+  resolve("cuMemcpyDtoDAsync_v2", &d->MemcpyDtoDAsync);
+  resolve("cuStreamSynchronize", &d->StreamSynchronize);
+  resolve("cuMemAlloc_v2", &d->MemAlloc);
+  resolve("cuMemFree_v2", &d->MemFree);
+  resolve("cuIpcGetMemHandle", &d->IpcGetMemHandle);
+  resolve("cuIpcOpenMemHandle_v2", &d->IpcOpenMemHandle);
+  resolve("cuIpcCloseMemHandle", &d->IpcCloseMemHandle);
   resolve("cuEventCreate", &d->EventCreate);
   resolve("cuEventDestroy_v2", &d->EventDestroy);
   resolve("cuEventRecord", &d->EventRecord);

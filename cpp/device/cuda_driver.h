@@ -19,11 +19,17 @@ using CuEvent = struct CuEventOpaque*;
 using CuGraphExec = struct CuGraphExecOpaque*;
 using CuAddress = uint64_t;
 
+// An opaque name for memory of another process (cuIpcGetMemHandle).
+struct CuIpcMemHandle {
+  char reserved[64];
+};
+
 inline constexpr CuResult kCuSuccess = 0;
 inline constexpr CuResult kCuNotReady = 600;
 inline constexpr unsigned kCuStreamNonBlocking = 1;
 inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuMemHostAllocPortable = 1;
+inline constexpr unsigned kCuIpcMemLazyEnablePeerAccess = 1;
 
 struct CudaDriver {
   CuResult (*Init)(unsigned flags);
@@ -39,6 +45,13 @@ struct CudaDriver {
   CuResult (*MemFreeHost)(void* host);
   CuResult (*MemcpyHtoDAsync)(CuAddress to, const void* from, size_t bytes, CuStream stream);
   CuResult (*MemcpyDtoHAsync)(void* to, CuAddress from, size_t bytes, CuStream stream);
+  CuResult (*MemcpyDtoDAsync)(CuAddress to, CuAddress from, size_t bytes, CuStream stream);
+  CuResult (*StreamSynchronize)(CuStream stream);
+  CuResult (*MemAlloc)(CuAddress* address, size_t bytes);
+  CuResult (*MemFree)(CuAddress address);
+  CuResult (*IpcGetMemHandle)(CuIpcMemHandle* handle, CuAddress address);
+  CuResult (*IpcOpenMemHandle)(CuAddress* address, CuIpcMemHandle handle, unsigned flags);
+  CuResult (*IpcCloseMemHandle)(CuAddress address);
   CuResult (*EventCreate)(CuEvent* event, unsigned flags);
   CuResult (*EventDestroy)(CuEvent event);
   CuResult (*EventRecord)(CuEvent event, CuStream stream);

@@ -22,6 +22,7 @@ Status Suits(const TransportFactory& factory, std::string_view endpoint, bool po
 
 std::span<const TransportFactory* const> Transports() {
   static const std::array kTransports = {
+      &CudaIpcTransport(),
       &ShmTransport(),
 #ifdef DLCORE_RDMA
       &RdmaTransport(),
@@ -38,8 +39,7 @@ Status FindTransport(std::string_view name, const TransportFactory** out) {
       *out = factory;
       return Status::Ok();
     }
-    names += names.empty() ? "" : ", ";
-    names += factory->name;
+    names.append(names.empty() ? "" : ", ").append(factory->name);
   }
   return Status::InvalidArgument("transport '" + std::string(name) + "' does not exist; one of " +
                                  names);
@@ -77,7 +77,7 @@ Status ChooseEndpoint(std::span<const std::string> offered, std::string_view for
       *out = *endpoint;
       return s;
     }
-    reasons += " " + std::string(factory->name) + ": " + s.message() + ";";
+    reasons.append(" ").append(factory->name).append(": ").append(s.message()).append(";");
   }
   if (reasons.empty()) reasons = " no transport is named '" + std::string(forced) + "'";
   return Status::Unavailable("no usable transport:" + reasons);

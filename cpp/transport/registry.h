@@ -47,8 +47,9 @@ Status ChooseEndpoint(std::span<const std::string> offered, std::string_view for
 // The part after "://".
 [[nodiscard]] std::string_view EndpointAddress(std::string_view endpoint);
 
-const TransportFactory& TcpTransport();
+const TransportFactory& CudaIpcTransport();
 const TransportFactory& ShmTransport();
+const TransportFactory& TcpTransport();
 #ifdef DLCORE_RDMA
 const TransportFactory& RdmaTransport();
 #endif
