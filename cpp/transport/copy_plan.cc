@@ -69,8 +69,7 @@ Status CheckTable(const char* side, std::span<const BlockId> blocks, const KvGro
   for (const BlockId block : blocks.first(static_cast<size_t>(needed))) {
     if (block.value < 0 || block.value >= group.num_blocks) {
       return Status::InvalidArgument(std::string(side) + " block " + std::to_string(block.value) +
-                                     " is outside its pool of " +
-                                     std::to_string(group.num_blocks));
+                                     " is outside its pool of " + std::to_string(group.num_blocks));
     }
   }
   return Status::Ok();
@@ -118,8 +117,8 @@ void CopyPieces(const BlockShape& from, const BlockShape& to, int32_t num_planes
   for (int32_t token = spec.first_token; token < end;) {
     const int32_t from_token = token % from.block_size();
     const int32_t to_token = token % to.block_size();
-    const int32_t count = std::min(
-        {from.block_size() - from_token, to.block_size() - to_token, end - token});
+    const int32_t count =
+        std::min({from.block_size() - from_token, to.block_size() - to_token, end - token});
     const uint64_t from_base =
         from.BlockOffset(spec.remote_blocks[static_cast<size_t>(token / from.block_size())]);
     const uint64_t to_base =

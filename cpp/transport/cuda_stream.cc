@@ -58,8 +58,7 @@ Status CudaCopyStream::Create(int32_t device, std::unique_ptr<CudaCopyStream>* o
                       "cuStreamCreate");
   }
   if (s.ok()) {
-    s = driver->Check(driver->EventCreate(&stream->event_, kCuEventDisableTiming),
-                      "cuEventCreate");
+    s = driver->Check(driver->EventCreate(&stream->event_, kCuEventDisableTiming), "cuEventCreate");
   }
   if (s.ok()) *out = std::move(stream);
   return s;

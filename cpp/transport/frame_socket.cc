@@ -1,10 +1,10 @@
 #include "transport/frame_socket.h"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+
+#include <sys/socket.h>
 
 namespace dlcore {
 namespace {

@@ -64,12 +64,12 @@ class KvMigration {
 
  private:
   struct Source {
-    bool needed = true;   // holds heads this rank needs
+    bool needed = true;  // holds heads this rank needs
     bool opening = false;
     bool planned = false;
     int32_t layers_done = 0;  // written at the owner
     int32_t next_layer = 0;
-    int32_t in_flight = 0;    // reads
+    int32_t in_flight = 0;                      // reads
     std::vector<std::vector<CopyRange>> plans;  // one per group
   };
 

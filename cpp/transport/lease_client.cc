@@ -1,9 +1,9 @@
 #include "transport/lease_client.h"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <utility>
+
+#include <poll.h>
 
 #include "base/check.h"
 
@@ -53,8 +53,7 @@ void LeaseClient::Post(Command command) {
   wake_.Signal();
 }
 
-void LeaseClient::OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers,
-                            TimePoint deadline) {
+void LeaseClient::OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers, TimePoint deadline) {
   auto operation = std::make_unique<Operation>();
   operation->tag = tag;
   operation->lease = lease;
@@ -183,9 +182,8 @@ Status LeaseClient::Handshake(TimePoint deadline) {
                : s;
   }
   if (!Decode(frame.body, &welcome)) return Status::InvalidArgument("malformed welcome");
-  const Sha256Digest expected =
-      MakeProof(options_.key, AuthRole::kOwner, spec_.transport, challenge.nonce, hello.nonce,
-                welcome.blob);
+  const Sha256Digest expected = MakeProof(options_.key, AuthRole::kOwner, spec_.transport,
+                                          challenge.nonce, hello.nonce, welcome.blob);
   if (!EqualInConstantTime(expected, welcome.mac)) {
     return Status::PermissionDenied("the owner does not hold the deployment's key");
   }
@@ -234,17 +232,20 @@ Status LeaseClient::SendAll() {
 void LeaseClient::SendOpen(Operation* operation) {
   const uint64_t request = next_request_++;
   const uint32_t min_layers = static_cast<uint32_t>(std::max(operation->layer, 0));
-  socket_->Queue(FrameType::kOpenLease, request,
-                 Encode(OpenLeaseMessage{operation->lease, min_layers,
-                                         TimeoutMs(operation->deadline)}));
+  socket_->Queue(
+      FrameType::kOpenLease, request,
+      Encode(OpenLeaseMessage{operation->lease, min_layers, TimeoutMs(operation->deadline)}));
   operation->opened = true;
   operation->in_flight = 1;
   pieces_[request] = {operation, 0, {}, operation->deadline};
 }
 
 void LeaseClient::SendPiece(Operation* operation) {
-  ReadMessage message{operation->lease, static_cast<uint32_t>(operation->layer),
-                      TimeoutMs(operation->deadline), free_slots_.back(), {}};
+  ReadMessage message{operation->lease,
+                      static_cast<uint32_t>(operation->layer),
+                      TimeoutMs(operation->deadline),
+                      free_slots_.back(),
+                      {}};
   free_slots_.pop_back();
   Piece piece{operation, message.slot, {}, operation->deadline};
   uint64_t room = plane_->slot_bytes();
@@ -323,8 +324,8 @@ void LeaseClient::End(Operation* operation, Status status, LeaseInfo info) {
     piece.operation = nullptr;
     if (socket_ != nullptr) socket_->Queue(FrameType::kCancel, request, {});
   }
-  const auto kind = operation->is_read ? TransportEvent::Kind::kReadDone
-                                       : TransportEvent::Kind::kLeaseOpened;
+  const auto kind =
+      operation->is_read ? TransportEvent::Kind::kReadDone : TransportEvent::Kind::kLeaseOpened;
   {
     const std::lock_guard lock(mutex_);
     events_.push_back({kind, operation->tag, std::move(status), std::move(info)});

@@ -53,7 +53,7 @@ class LeaseClient final : public TransportClient {
     int32_t layer = 0;  // of a read; min_layers of an open
     TimePoint deadline;
     std::vector<ReadRange> ranges;
-    size_t next_range = 0;  // first range not wholly sent
+    size_t next_range = 0;   // first range not wholly sent
     uint64_t next_byte = 0;  // of that range
     int32_t in_flight = 0;
     bool opened = false;  // the OpenLease is sent

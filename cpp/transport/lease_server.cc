@@ -1,11 +1,11 @@
 #include "transport/lease_server.h"
 
+#include <array>
+#include <utility>
+
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <array>
-#include <utility>
 
 #include "base/check.h"
 #include "transport/lease_table.h"
@@ -108,7 +108,8 @@ void LeaseServer::UpdateInterest(Served* served) {
 void LeaseServer::Serve(int fd, bool readable) {
   const auto it = connections_.find(fd);
   if (it == connections_.end() || !readable) return;
-  if (!it->second.connection->Receive(std::chrono::steady_clock::now()).ok()) connections_.erase(it);
+  if (!it->second.connection->Receive(std::chrono::steady_clock::now()).ok())
+    connections_.erase(it);
 }
 
 void LeaseServer::AdvanceAll() {

@@ -33,7 +33,8 @@ inline constexpr size_t kNumLeaseActions = 5;
   using enum LeaseState;
   constexpr std::optional<LeaseState> kNo;
   constexpr std::optional<LeaseState> kTable[kNumLeaseStates][kNumLeaseActions] = {
-      //                    kFill     kFirstRead       kLastRead  kRelease    kExpire
+      // clang-format off
+      //                    kFill      kFirstRead       kLastRead  kRelease    kExpire
       /* kFilling */        {kReady,   kFillingReading, kNo,       kReleased,  kExpired},
       /* kFillingReading */ {kReading, kNo,             kFilling,  kReleasing, kExpiring},
       /* kReady */          {kNo,      kReading,        kNo,       kReleased,  kExpired},
@@ -42,6 +43,7 @@ inline constexpr size_t kNumLeaseActions = 5;
       /* kExpiring */       {kNo,      kNo,             kExpired,  kNo,        kNo},
       /* kReleased */       {kNo,      kNo,             kNo,       kNo,        kNo},
       /* kExpired */        {kNo,      kNo,             kNo,       kNo,        kNo},
+      // clang-format on
   };
   return kTable[static_cast<size_t>(state)][static_cast<size_t>(action)];
 }
@@ -55,9 +57,9 @@ inline constexpr size_t kNumLeaseActions = 5;
 }
 
 [[nodiscard]] constexpr std::string_view Name(LeaseState state) {
-  constexpr std::string_view kNames[kNumLeaseStates] = {
-      "filling", "filling+reading", "ready",    "reading",
-      "releasing", "expiring",      "released", "expired"};
+  constexpr std::string_view kNames[kNumLeaseStates] = {"filling",  "filling+reading", "ready",
+                                                        "reading",  "releasing",       "expiring",
+                                                        "released", "expired"};
   return kNames[static_cast<size_t>(state)];
 }
 

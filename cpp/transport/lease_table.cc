@@ -175,10 +175,9 @@ bool LeaseTable::Covers(const std::vector<Run>& runs, uint64_t block_bytes,
   // are known to be small.
   const uint64_t first = range.offset / block_bytes;
   if (range.length == 0 || first > INT32_MAX) return false;
-  const auto run = std::upper_bound(runs.begin(), runs.end(), first,
-                                    [](uint64_t block, const Run& r) {
-                                      return block < static_cast<uint64_t>(r.first);
-                                    });
+  const auto run = std::upper_bound(
+      runs.begin(), runs.end(), first,
+      [](uint64_t block, const Run& r) { return block < static_cast<uint64_t>(r.first); });
   if (run == runs.begin()) return false;
   const uint64_t end = (static_cast<uint64_t>(std::prev(run)->last) + 1) * block_bytes;
   return range.offset < end && range.length <= end - range.offset;

@@ -112,9 +112,9 @@ class LeaseTable {
 
   mutable std::mutex mutex_;
   uint64_t next_epoch_;
-  std::vector<Entry> entries_;        // index = LeaseRef::id
+  std::vector<Entry> entries_;  // index = LeaseRef::id
   std::vector<uint64_t> free_ids_;
-  std::mutex listener_mutex_;         // held while listeners run, so RemoveListener waits for them
+  std::mutex listener_mutex_;  // held while listeners run, so RemoveListener waits for them
   std::vector<std::pair<int32_t, std::function<void()>>> listeners_;
   int32_t next_listener_ = 0;
 };

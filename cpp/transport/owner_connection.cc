@@ -79,8 +79,8 @@ Status OwnerConnection::Handle(const Frame& frame, TimePoint now) {
 Status OwnerConnection::HandleHello(const Frame& frame) {
   HelloMessage hello;
   if (!Decode(frame.body, &hello)) return Status::InvalidArgument("malformed hello");
-  const Sha256Digest expected = MakeProof(options_.key, AuthRole::kReader, transport_, nonce_,
-                                          hello.nonce, hello.blob);
+  const Sha256Digest expected =
+      MakeProof(options_.key, AuthRole::kReader, transport_, nonce_, hello.nonce, hello.blob);
   if (!EqualInConstantTime(expected, hello.mac)) {
     return Status::PermissionDenied("reader does not hold the deployment's key");
   }
@@ -88,11 +88,10 @@ Status OwnerConnection::HandleHello(const Frame& frame) {
   if (Status s = plane_->Attach(hello.blob, socket_.TakePassedFd(), &welcome.blob); !s.ok()) {
     return s;
   }
-  welcome.mac = MakeProof(options_.key, AuthRole::kOwner, transport_, nonce_, hello.nonce,
-                          welcome.blob);
+  welcome.mac =
+      MakeProof(options_.key, AuthRole::kOwner, transport_, nonce_, hello.nonce, welcome.blob);
   authenticated_ = true;
-  socket_.Allow(
-      {FrameType::kOpenLease, FrameType::kRead, FrameType::kRelease, FrameType::kCancel});
+  socket_.Allow({FrameType::kOpenLease, FrameType::kRead, FrameType::kRelease, FrameType::kCancel});
   socket_.Queue(FrameType::kWelcome, frame.request, Encode(welcome));
   return Status::Ok();
 }
@@ -150,8 +149,7 @@ void OwnerConnection::Fail(const Pending& pending, const Status& status) {
 }
 
 bool OwnerConnection::TryAnswer(Pending* pending, TimePoint now) {
-  if (pending->type == FrameType::kOpenLease ? TryOpenLease(*pending)
-                                             : TryRead(*pending)) {
+  if (pending->type == FrameType::kOpenLease ? TryOpenLease(*pending) : TryRead(*pending)) {
     return true;
   }
   if (now < pending->deadline) return false;
@@ -163,8 +161,8 @@ bool OwnerConnection::TryOpenLease(const Pending& pending) {
   if (socket_.queued_bytes() > kMaxQueuedBytes) return false;
   LeaseInfoMessage reply;
   const uint32_t min_layers = std::min<uint32_t>(pending.min_layers, INT32_MAX);
-  reply.status = options_.leases->Describe(pending.read.lease, static_cast<int32_t>(min_layers),
-                                           &reply.info);
+  reply.status =
+      options_.leases->Describe(pending.read.lease, static_cast<int32_t>(min_layers), &reply.info);
   if (reply.status.code() == StatusCode::kResourceExhausted) return false;  // not written yet
   socket_.Queue(FrameType::kLeaseInfo, pending.request, Encode(reply));
   return true;

@@ -77,7 +77,7 @@ class OwnerConnection {
   TimePoint last_progress_;
   std::deque<Pending> pending_;
   Copy copy_;
-  Status plane_status_;  // a plane that failed once is not used again
+  Status plane_status_;               // a plane that failed once is not used again
   std::vector<MemoryRange> sources_;  // scratch
 };
 

@@ -19,7 +19,7 @@ namespace {
 constexpr std::string_view kName = "rdma";
 constexpr uint32_t kSlots = 4;
 constexpr uint64_t kSlotBytes = 4 << 20;
-constexpr uint32_t kMaxSlots = 64;  // what an owner accepts
+constexpr uint32_t kMaxSlots = 64;                // what an owner accepts
 constexpr std::chrono::seconds kWriteTimeout{5};  // above what the device itself retries
 
 void PutAddress(const QueuePairAddress& address, WireWriter* w) {

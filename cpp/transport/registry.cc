@@ -70,9 +70,8 @@ Status ChooseEndpoint(std::span<const std::string> offered, std::string_view for
     const auto endpoint = std::find_if(offered.begin(), offered.end(), [&](const auto& e) {
       return TransportName(e) == factory->name;
     });
-    const Status s = endpoint == offered.end()
-                         ? Status::Unavailable("is not offered")
-                         : Suits(*factory, *endpoint, pool_on_device);
+    const Status s = endpoint == offered.end() ? Status::Unavailable("is not offered")
+                                               : Suits(*factory, *endpoint, pool_on_device);
     if (s.ok()) {
       *out = *endpoint;
       return s;

@@ -1,11 +1,11 @@
+#include <cstring>
+#include <string>
+#include <utility>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cstring>
-#include <string>
-#include <utility>
 
 #include "transport/data_plane.h"
 #include "transport/lease_client.h"
@@ -22,7 +22,7 @@ namespace {
 constexpr std::string_view kName = "shm";
 constexpr uint32_t kSlots = 4;
 constexpr uint64_t kSlotBytes = 4 << 20;
-constexpr uint32_t kMaxSlots = 64;             // what an owner accepts
+constexpr uint32_t kMaxSlots = 64;  // what an owner accepts
 constexpr uint64_t kMaxSlotBytes = 64 << 20;
 constexpr unsigned kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 

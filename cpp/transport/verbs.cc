@@ -1,19 +1,19 @@
 #include "transport/verbs.h"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 
+#include <dlfcn.h>
+#include <unistd.h>
+
 namespace dlcore {
 namespace {
 
 constexpr uint8_t kPort = 1;
-constexpr uint8_t kTimeout = 14;   // 4.096 us * 2^14 = 67 ms per try
+constexpr uint8_t kTimeout = 14;  // 4.096 us * 2^14 = 67 ms per try
 constexpr uint8_t kRetries = 7;
 constexpr uint8_t kHopLimit = 64;
 
@@ -149,7 +149,10 @@ Status VerbsEndpoint::MakeQueuePair(size_t bytes, int access) {
   ibv_qp_init_attr init{};
   init.send_cq = cq_;
   init.recv_cq = cq_;
-  init.cap = {.max_send_wr = 4, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1,
+  init.cap = {.max_send_wr = 4,
+              .max_recv_wr = 1,
+              .max_send_sge = 1,
+              .max_recv_sge = 1,
               .max_inline_data = 0};
   init.qp_type = IBV_QPT_RC;
   qp_ = verbs_->CreateQp(pd_, &init);
@@ -164,8 +167,8 @@ Status VerbsEndpoint::MakeQueuePair(size_t bytes, int access) {
 }
 
 QueuePairAddress VerbsEndpoint::address() const {
-  QueuePairAddress address{qp_->qp_num, psn_, port_.lid, static_cast<uint8_t>(port_.active_mtu),
-                           {}};
+  QueuePairAddress address{
+      qp_->qp_num, psn_, port_.lid, static_cast<uint8_t>(port_.active_mtu), {}};
   std::copy(std::begin(gid_.raw), std::end(gid_.raw), address.gid.begin());
   return address;
 }

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <infiniband/verbs.h>
-
 #include <cstdint>
 #include <memory>
 #include <string>
+
+#include <infiniband/verbs.h>
 
 #include "dlcore/status.h"
 #include "transport/wire.h"

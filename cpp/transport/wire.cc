@@ -1,8 +1,8 @@
 #include "transport/wire.h"
 
-#include <sys/random.h>
-
 #include <cerrno>
+
+#include <sys/random.h>
 
 #include "base/check.h"
 #include "transport/wire_codec.h"
@@ -39,8 +39,7 @@ LeaseRef GetLease(WireReader* r) {
 }
 
 void PutStatus(const Status& status, WireWriter* w) {
-  const std::string_view text =
-      std::string_view(status.message()).substr(0, kMaxMessageBytes);
+  const std::string_view text = std::string_view(status.message()).substr(0, kMaxMessageBytes);
   w->Put(static_cast<uint8_t>(status.code()));
   w->Put(static_cast<uint8_t>(text.size()));
   w->PutBytes(std::as_bytes(std::span(text)));

@@ -32,9 +32,10 @@ enum class FrameType : uint8_t {
 
 inline constexpr uint32_t kFrameMagic = 0x564b4c44;  // "DLKV"
 inline constexpr uint8_t kWireVersion = 1;
-inline constexpr size_t kFrameHeaderBytes = 20;  // magic u32, version u8, type u8, 0 u16, length u32, request u64
+inline constexpr size_t kFrameHeaderBytes =
+    20;  // magic u32, version u8, type u8, 0 u16, length u32, request u64
 inline constexpr size_t kNonceBytes = 32;
-inline constexpr size_t kMaxBlobBytes = 256;        // what a transport adds to the handshake
+inline constexpr size_t kMaxBlobBytes = 256;  // what a transport adds to the handshake
 inline constexpr size_t kMaxRangesPerRead = 4096;
 inline constexpr size_t kMaxMessageBytes = 200;     // text of a status
 inline constexpr size_t kMaxInlineBytes = 1 << 20;  // payload of one ReadReply
@@ -80,7 +81,7 @@ struct ReadMessage {
   LeaseRef lease;
   uint32_t layer = 0;
   uint32_t timeout_ms = 0;
-  uint32_t slot = 0;  // of the reader's window; 0 where payload travels inline
+  uint32_t slot = 0;               // of the reader's window; 0 where payload travels inline
   std::vector<LayerRange> ranges;  // lengths are u32 on the wire
 };
 struct ReadReplyMessage {

@@ -121,7 +121,9 @@ def extract_vmlinux(root: Path, cache: Path) -> Path:
 
 def module_order(root: Path) -> list[Path]:
     """The modules and what they depend on, dependencies first."""
-    files = {p.name.split(".")[0].replace("-", "_"): p for p in root.glob("usr/lib/modules/**/*.ko*")}
+    files = {
+        p.name.split(".")[0].replace("-", "_"): p for p in root.glob("usr/lib/modules/**/*.ko*")
+    }
     order: list[Path] = []
 
     def add(name: str) -> None:
@@ -192,8 +194,16 @@ def build_initrd(root: Path, binary: Path, arguments: str, target: Path) -> None
     for name in ("proc", "sys", "dev", "tmp", "etc"):
         initrd.directory(name)
     ip, rdma = root / "usr/bin/ip", root / "usr/bin/rdma"
-    tools = {"bin/busybox": root / "usr/bin/busybox", "sbin/ip": ip, "sbin/rdma": rdma, "test": binary}
-    for name, alternatives in {"sbin/ip": root / "usr/sbin/ip", "sbin/rdma": root / "usr/sbin/rdma"}.items():
+    tools = {
+        "bin/busybox": root / "usr/bin/busybox",
+        "sbin/ip": ip,
+        "sbin/rdma": rdma,
+        "test": binary,
+    }
+    for name, alternatives in {
+        "sbin/ip": root / "usr/sbin/ip",
+        "sbin/rdma": root / "usr/sbin/rdma",
+    }.items():
         if not tools[name].exists():
             tools[name] = alternatives
     verbs = (root / LIB_DIR / "libibverbs.so.1").resolve()
@@ -257,7 +267,7 @@ def run_tests(arguments: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", type=Path, help="transport_tests, not a sanitizer build")
-    parser.add_argument("--filter", default="*/rdma", help="which tests run (gtest filter)")
+    parser.add_argument("--filter", default="*/rdma:Verbs.*", help="which tests run (gtest filter)")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/dlcore/rdma-vm")
     parser.add_argument("--timeout", type=int, default=300, help="seconds for the whole VM")
     parser.add_argument("--require", action="store_true", help="a skip is a failure")

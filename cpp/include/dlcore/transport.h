@@ -138,25 +138,26 @@ class PoolMemory;   // transport/pool_memory.h
 class FrameFilter;  // transport/frame_socket.h: fault injection
 
 struct TransportServerOptions {
-  std::string key;                 // the deployment's secret, at least 16 bytes
-  std::string host = "127.0.0.1";  // address to listen on (tcp, dlslime)
-  uint16_t port = 0;               // 0 = any free one
+  std::string key;                  // the deployment's secret, at least 16 bytes
+  std::string host = "127.0.0.1";   // address to listen on (tcp, dlslime)
+  uint16_t port = 0;                // 0 = any free one
   std::string socket_dir = "/tmp";  // where Unix sockets go (shm, cuda_ipc)
-  std::string device;              // RDMA device, empty = the first with an active port
+  std::string device;               // RDMA device, empty = the first with an active port
   int32_t max_connections = 256;
   std::chrono::milliseconds handshake_timeout{2000};
-  std::chrono::milliseconds stall_timeout{10000};  // a reader that takes nothing for so long is dropped
-  LeaseTable* leases = nullptr;    // must outlive the server
-  PoolMemory* memory = nullptr;    // how the pool's bytes are reached; must outlive the server
+  std::chrono::milliseconds stall_timeout{
+      10000};                    // a reader that takes nothing for so long is dropped
+  LeaseTable* leases = nullptr;  // must outlive the server
+  PoolMemory* memory = nullptr;  // how the pool's bytes are reached; must outlive the server
   FrameFilter* filter = nullptr;
 };
 
 struct TransportClientOptions {
   std::string key;
-  std::string device;            // RDMA device, as above
+  std::string device;  // RDMA device, as above
   std::chrono::milliseconds connect_timeout{2000};
   std::chrono::milliseconds stall_timeout{2000};  // reply overdue by so long: connection dropped
-  PoolMemory* memory = nullptr;  // how local addresses are written; must outlive the client
+  PoolMemory* memory = nullptr;    // how local addresses are written; must outlive the client
   std::function<void()> on_event;  // called from the transport's thread when Poll has something
   FrameFilter* filter = nullptr;
 };

@@ -78,8 +78,8 @@ TEST_P(Conformance, ReadsLargerThanTheWindowArrive) {
   settings.layout = MixedLayout(32);
   settings.layout.groups[0].bytes_per_head = 16384;  // 1 MiB blocks
   Owner owner(GetParam(), settings);
-  const LeaseRef lease = owner.Lease(Tables({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
-                                             16, 17, 18, 19, 20, 21, 22, 23, 24, 25},
+  const LeaseRef lease = owner.Lease(Tables({0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
+                                             13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25},
                                             {}));
   Reader reader(owner.server->endpoint());
   std::vector<uint8_t> local(26 * BlockBytes(owner));
@@ -110,8 +110,9 @@ TEST_P(Conformance, ConcurrentReadersEachGetTheirBytes) {
         for (uint64_t i = 0; i < 16; ++i) {
           ASSERT_TRUE(reader.Wait(tags[i]).status.ok());
           const uint64_t from = (i + t) % 8;
-          ASSERT_EQ(std::memcmp(local.data() + i * block,
-                                owner.pool.layer(3).data() + from * block, block), 0);
+          ASSERT_EQ(std::memcmp(local.data() + i * block, owner.pool.layer(3).data() + from * block,
+                                block),
+                    0);
         }
       }
     });
@@ -136,8 +137,7 @@ TEST_P(Conformance, ShortKeysAreRefusedByTheServer) {
   TransportServerOptions options = owner.options;
   options.key = "short";
   std::unique_ptr<TransportServer> server;
-  EXPECT_EQ(NewTransportServer(GetParam(), options, &server).code(),
-            StatusCode::kInvalidArgument);
+  EXPECT_EQ(NewTransportServer(GetParam(), options, &server).code(), StatusCode::kInvalidArgument);
 }
 
 TEST_P(Conformance, WrongEpochAndEndedLeasesAreRefused) {
@@ -180,9 +180,10 @@ TEST_P(Conformance, RangesOutsideTheLeaseAreRefused) {
   EXPECT_EQ(read(-1, 2 * block, 1), StatusCode::kPermissionDenied);
   EXPECT_EQ(read(4, 2 * block, 1), StatusCode::kPermissionDenied);
   // One bad range among good ones: nothing is answered.
-  EXPECT_EQ(reader.Read(lease, 0, {RangeTo(2 * block, local.data(), 8), RangeTo(0, local.data(), 8)})
-                .code(),
-            StatusCode::kPermissionDenied);
+  EXPECT_EQ(
+      reader.Read(lease, 0, {RangeTo(2 * block, local.data(), 8), RangeTo(0, local.data(), 8)})
+          .code(),
+      StatusCode::kPermissionDenied);
   EXPECT_EQ(owner.pool.violations(), 0);
 }
 
@@ -245,8 +246,7 @@ TEST_P(Conformance, WaitingReadEndsWhenTheLeaseDoes) {
   Reader reader(owner.server->endpoint());
   uint8_t byte = 0;
   const uint64_t tag = reader.NextTag();
-  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)},
-                      In(seconds(20)));
+  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)}, In(seconds(20)));
   EXPECT_TRUE(owner.leases.Release(lease).ok());
   EXPECT_EQ(reader.Wait(tag).status.code(), StatusCode::kPermissionDenied);
 }
@@ -283,8 +283,7 @@ TEST_P(Conformance, DeadlineHoldsWhenNobodyAnswersTheConnection) {
   Owner owner(GetParam(), settings);
   Reader reader(owner.server->endpoint());
   const TimePoint start = std::chrono::steady_clock::now();
-  EXPECT_EQ(reader.Open({0, 0}, 0, milliseconds(100)).status.code(),
-            StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(reader.Open({0, 0}, 0, milliseconds(100)).status.code(), StatusCode::kDeadlineExceeded);
   EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(5));
 }
 
@@ -303,9 +302,9 @@ TEST_P(Conformance, LateAnswersLandInNobodysData) {
   Reader reader(owner.server->endpoint());
   const uint64_t block = BlockBytes(owner);
   std::vector<uint8_t> local(block);
-  ASSERT_EQ(reader.Read(lease, 0, {RangeTo(2 * block, local.data(), block)}, milliseconds(50))
-                .code(),
-            StatusCode::kDeadlineExceeded);
+  ASSERT_EQ(
+      reader.Read(lease, 0, {RangeTo(2 * block, local.data(), block)}, milliseconds(50)).code(),
+      StatusCode::kDeadlineExceeded);
   std::fill(local.begin(), local.end(), uint8_t{0xaa});
   std::this_thread::sleep_for(milliseconds(600));
   EXPECT_EQ(local, std::vector<uint8_t>(block, 0xaa));
@@ -338,8 +337,7 @@ TEST_P(Conformance, PeerDeathIsNoticed) {
   ASSERT_TRUE(reader.Open(lease).status.ok());
   uint8_t byte = 0;
   const uint64_t tag = reader.NextTag();
-  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)},
-                      In(seconds(60)));
+  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)}, In(seconds(60)));
   owner.server.reset();
   EXPECT_EQ(reader.Wait(tag, seconds(5)).status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(reader.Open(lease).status.code(), StatusCode::kUnavailable);

@@ -46,8 +46,7 @@ struct Pool {
     return bytes[index * static_cast<size_t>(g.bytes_per_head) + static_cast<size_t>(byte)];
   }
   bool Holds(int32_t head) const {
-    return head >= layout.first_head(0) &&
-           head < layout.first_head(0) + layout.num_local_heads(0);
+    return head >= layout.first_head(0) && head < layout.first_head(0) + layout.num_local_heads(0);
   }
 };
 
@@ -93,8 +92,11 @@ class Random {
 
 TEST(CopyPlan, NeighbouringBlocksOfOneShapeBecomeOneRange) {
   //  remote: 3 4 5 | 9        local: 0 1 2 | 7
-  const KvLayout layout = Layout({.block_size = 16, .num_blocks = 16, .num_planes = 2,
-                                  .num_kv_heads = 4, .bytes_per_head = 32});
+  const KvLayout layout = Layout({.block_size = 16,
+                                  .num_blocks = 16,
+                                  .num_planes = 2,
+                                  .num_kv_heads = 4,
+                                  .bytes_per_head = 32});
   const uint64_t b = layout.bytes_per_block(0);
   const auto remote = Blocks({3, 4, 5, 9});
   const auto local = Blocks({0, 1, 2, 7});
@@ -119,8 +121,10 @@ TEST(CopyPlan, EqualsElementwiseCopyForAnyBlockSizePoolSizeAndTp) {
   Random random(7);
   for (int32_t round = 0; round < 3000; ++round) {
     const int32_t heads = 1 << random.In(0, 3);
-    const KvGroup from_group{.block_size = random.In(1, 9), .num_blocks = random.In(8, 20),
-                             .num_planes = random.In(1, 2), .num_kv_heads = heads,
+    const KvGroup from_group{.block_size = random.In(1, 9),
+                             .num_blocks = random.In(8, 20),
+                             .num_planes = random.In(1, 2),
+                             .num_kv_heads = heads,
                              .bytes_per_head = random.In(1, 5)};
     KvGroup to_group = from_group;
     to_group.num_blocks = random.In(8, 20);
@@ -141,8 +145,9 @@ TEST(CopyPlan, EqualsElementwiseCopyForAnyBlockSizePoolSizeAndTp) {
         if (from.Holds(h)) from.At(remote_table, t, p, h, b) = Content(t, p, h, b);
       });
       std::vector<CopyRange> plan;
-      ASSERT_TRUE(BuildCopyPlan(from.layout, to.layout,
-                                {0, remote_table, local_table, first, count}, &plan).ok());
+      ASSERT_TRUE(
+          BuildCopyPlan(from.layout, to.layout, {0, remote_table, local_table, first, count}, &plan)
+              .ok());
       Apply(plan, from, &to);
       for (const CopyRange& r : plan) {
         for (uint64_t i = 0; i < r.length; ++i) ++writes[r.local_offset + i];
@@ -165,8 +170,8 @@ TEST(CopyPlan, EqualsElementwiseCopyForAnyBlockSizePoolSizeAndTp) {
 }
 
 TEST(CopyPlan, RefusesWhatDoesNotFit) {
-  const KvGroup group{.block_size = 4, .num_blocks = 4, .num_planes = 2, .num_kv_heads = 2,
-                      .bytes_per_head = 8};
+  const KvGroup group{
+      .block_size = 4, .num_blocks = 4, .num_planes = 2, .num_kv_heads = 2, .bytes_per_head = 8};
   KvGroup other = group;
   other.bytes_per_head = 16;
   const auto good = Blocks({0, 1});
@@ -183,8 +188,8 @@ TEST(CopyPlan, RefusesWhatDoesNotFit) {
 }
 
 TEST(KvLayout, RefusesAbsurdCounts) {
-  const KvGroup good{.block_size = 16, .num_blocks = 8, .num_planes = 2, .num_kv_heads = 8,
-                     .bytes_per_head = 256};
+  const KvGroup good{
+      .block_size = 16, .num_blocks = 8, .num_planes = 2, .num_kv_heads = 8, .bytes_per_head = 256};
   EXPECT_TRUE(Layout(good).Validate().ok());
   const auto refused = [&](auto change) {
     KvLayout layout = Layout(good);

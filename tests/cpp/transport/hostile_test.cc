@@ -1,7 +1,7 @@
+#include <random>
+
 #include <poll.h>
 #include <sys/socket.h>
-
-#include <random>
 
 #include "tests/cpp/transport/transport_harness.h"
 #include "transport/socket.h"

@@ -16,17 +16,24 @@ KvLayout ModelLayout(int32_t block_size, int32_t num_blocks, int32_t tp_size, in
   KvLayout layout;
   layout.tp_size = tp_size;
   layout.tp_rank = tp_rank;
-  layout.groups = {{.block_size = block_size, .num_blocks = num_blocks, .num_planes = 2,
-                    .num_kv_heads = kHeads, .bytes_per_head = kBytesPerHead},
-                   {.block_size = block_size, .num_blocks = num_blocks, .num_planes = 1,
-                    .num_kv_heads = 1, .bytes_per_head = 40}};
+  layout.groups = {{.block_size = block_size,
+                    .num_blocks = num_blocks,
+                    .num_planes = 2,
+                    .num_kv_heads = kHeads,
+                    .bytes_per_head = kBytesPerHead},
+                   {.block_size = block_size,
+                    .num_blocks = num_blocks,
+                    .num_planes = 1,
+                    .num_kv_heads = 1,
+                    .bytes_per_head = 40}};
   for (int32_t i = 0; i < kLayers; ++i) layout.layers.push_back({i == 1 ? 1 : 0, 0});
   return layout;
 }
 
 uint8_t Content(size_t layer, int32_t token, int32_t plane, int32_t head, int32_t byte) {
-  return static_cast<uint8_t>(1 + (static_cast<int32_t>(layer) * 77 + token * 131 + plane * 31 +
-                                   head * 17 + byte * 7) % 255);
+  return static_cast<uint8_t>(
+      1 +
+      (static_cast<int32_t>(layer) * 77 + token * 131 + plane * 31 + head * 17 + byte * 7) % 255);
 }
 
 // Calls visit(byte reference, layer, token, plane, head, byte) for all that this
@@ -226,10 +233,9 @@ TEST_P(KvMigratorTest, CachedPrefixIsNotPulled) {
   decoder.migrator.Post(std::move(request));
   ASSERT_TRUE(decoder.Wait().status.ok());
   decoder.ExpectContent(tables, 24, 50);
-  ForEach(&decoder.pool, tables, 0, 24,
-          [](const uint8_t& byte, size_t, int32_t, int32_t, int32_t, int32_t) {
-            ASSERT_EQ(byte, 0);
-          });
+  ForEach(
+      &decoder.pool, tables, 0, 24,
+      [](const uint8_t& byte, size_t, int32_t, int32_t, int32_t, int32_t) { ASSERT_EQ(byte, 0); });
 }
 
 TEST_P(KvMigratorTest, AbortEndsBothSides) {
@@ -319,8 +325,8 @@ class OneFault final : public FrameFilter {
 
 // One migration with one fault. Whatever happens: one event in time, right bytes
 // if it completed, a retry that works, and every block back.
-void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t target,
-                  bool at_owner, bool* reached) {
+void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t target, bool at_owner,
+                  bool* reached) {
   OneFault fault(kind, target);
   OwnerGroup owners({.transport = transport,
                      .owner_filter = at_owner ? &fault : nullptr,

@@ -20,7 +20,10 @@ constexpr uint64_t kBase = 0x100000;
 
 KvLayout PoolLayout() {
   KvLayout layout;
-  layout.groups = {{.block_size = 4, .num_blocks = kNumBlocks, .num_planes = 2, .num_kv_heads = 1,
+  layout.groups = {{.block_size = 4,
+                    .num_blocks = kNumBlocks,
+                    .num_planes = 2,
+                    .num_kv_heads = 1,
                     .bytes_per_head = 8}};
   for (int32_t i = 0; i < kNumLayers; ++i) {
     layout.layers.push_back({0, kBase * static_cast<uint64_t>(i + 1)});
@@ -113,10 +116,18 @@ TEST_F(LeaseTableTest, ReadsStayInsideTheLeasedBlocks) {
   EXPECT_EQ(begin(2 * b, 2 * b), StatusCode::kOk);
   EXPECT_EQ(begin(2 * b + 1, 2 * b - 1), StatusCode::kOk);
   EXPECT_EQ(begin(5 * b, b), StatusCode::kOk);
-  for (const auto& [offset, length] : std::vector<std::pair<uint64_t, uint64_t>>{
-           {2 * b, 2 * b + 1}, {2 * b - 1, 1}, {4 * b, 1}, {3 * b, 3 * b}, {6 * b, b}, {2 * b, 0},
-           {~uint64_t{0}, 1}, {2 * b, ~uint64_t{0}}, {~uint64_t{0} - b, 2 * b}, {0, b},
-           {uint64_t{1} << 32, b}}) {
+  for (const auto& [offset, length] :
+       std::vector<std::pair<uint64_t, uint64_t>>{{2 * b, 2 * b + 1},
+                                                  {2 * b - 1, 1},
+                                                  {4 * b, 1},
+                                                  {3 * b, 3 * b},
+                                                  {6 * b, b},
+                                                  {2 * b, 0},
+                                                  {~uint64_t{0}, 1},
+                                                  {2 * b, ~uint64_t{0}},
+                                                  {~uint64_t{0} - b, 2 * b},
+                                                  {0, b},
+                                                  {uint64_t{1} << 32, b}}) {
     EXPECT_EQ(begin(offset, length), StatusCode::kPermissionDenied) << offset << "+" << length;
   }
   EXPECT_EQ(Begin(lease, -1, Block(2)), StatusCode::kPermissionDenied);
@@ -227,7 +238,7 @@ TEST(LeaseTableRandom, HoldsItsLawsOver400000Operations) {
         std::vector<MemoryRange> out;
         const StatusCode code =
             table.BeginRead(names[epoch], layer, std::span(&range, 1), &out).code();
-        const StatusCode expected = m.ending || !inside     ? StatusCode::kPermissionDenied
+        const StatusCode expected = m.ending || !inside      ? StatusCode::kPermissionDenied
                                     : layer >= m.layers_done ? StatusCode::kResourceExhausted
                                                              : StatusCode::kOk;
         ASSERT_EQ(code, expected);

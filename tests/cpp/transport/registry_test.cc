@@ -26,10 +26,8 @@ TEST(Registry, ForcedTransportIsUsedOrRefusedWithItsReason) {
   const Status elsewhere = Choose({"shm://elsewhere/x", "tcp://h:1"}, "shm", &chosen);
   EXPECT_EQ(elsewhere.code(), StatusCode::kUnavailable);
   EXPECT_NE(elsewhere.message().find("another host"), std::string::npos);
-  EXPECT_NE(Choose({"tcp://h:1"}, "shm", &chosen).message().find("not offered"),
-            std::string::npos);
-  EXPECT_NE(Choose({"tcp://h:1"}, "pigeon", &chosen).message().find("'pigeon'"),
-            std::string::npos);
+  EXPECT_NE(Choose({"tcp://h:1"}, "shm", &chosen).message().find("not offered"), std::string::npos);
+  EXPECT_NE(Choose({"tcp://h:1"}, "pigeon", &chosen).message().find("'pigeon'"), std::string::npos);
 }
 
 TEST(Registry, UnknownNamesListWhatThereIs) {

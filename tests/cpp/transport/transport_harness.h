@@ -35,9 +35,15 @@ inline TimePoint In(milliseconds delay) { return std::chrono::steady_clock::now(
 // Three K/V layers and an image-embedding table, in one pool.
 inline KvLayout MixedLayout(int32_t num_blocks) {
   KvLayout layout;
-  layout.groups = {{.block_size = 16, .num_blocks = num_blocks, .num_planes = 2, .num_kv_heads = 2,
+  layout.groups = {{.block_size = 16,
+                    .num_blocks = num_blocks,
+                    .num_planes = 2,
+                    .num_kv_heads = 2,
                     .bytes_per_head = 64},
-                   {.block_size = 4, .num_blocks = num_blocks, .num_planes = 1, .num_kv_heads = 1,
+                   {.block_size = 4,
+                    .num_blocks = num_blocks,
+                    .num_planes = 1,
+                    .num_kv_heads = 1,
                     .bytes_per_head = 512}};
   layout.layers = {{0, 0}, {0, 0}, {1, 0}, {0, 0}};
   return layout;
@@ -139,11 +145,10 @@ class Owner {
   explicit Owner(std::string transport) : Owner(std::move(transport), Settings{}) {}
   Owner(std::string transport, Settings settings)
       : pool(settings.layout, 42),
-        leases(pool.layout(), {.ttl = settings.ttl},
-               [this](LeaseRef, const LeaseBlocks& blocks) {
-                 ++returned;
-                 blocks_returned += static_cast<int64_t>(blocks[0].size());
-               }) {
+        leases(pool.layout(), {.ttl = settings.ttl}, [this](LeaseRef, const LeaseBlocks& blocks) {
+          ++returned;
+          blocks_returned += static_cast<int64_t>(blocks[0].size());
+        }) {
     options.key = settings.key;
     options.leases = &leases;
     options.memory = &pool;
@@ -207,8 +212,7 @@ class Reader {
     ADD_FAILURE() << "no event for tag " << tag;
     return {};
   }
-  TransportEvent Open(LeaseRef lease, int32_t min_layers = 0,
-                      milliseconds limit = seconds(20)) {
+  TransportEvent Open(LeaseRef lease, int32_t min_layers = 0, milliseconds limit = seconds(20)) {
     const uint64_t tag = next_tag_++;
     client->OpenLease(tag, lease, min_layers, In(limit));
     return Wait(tag);
