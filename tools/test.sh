@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs everything and runs every check: what CI runs, what a contributor runs.
 #   tools/test.sh            all stages
-#   tools/test.sh STAGE...   some of: setup lint types cpp asan tsan kernels python bench
+#   tools/test.sh STAGE...   some of: setup lint types cpp rdma asan tsan kernels python bench
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -42,6 +42,11 @@ stage_tsan() {
   ctest --test-dir build/cpu-tsan --output-on-failure -j "$jobs"
 }
 
+# RDMA verbs for real, on Soft-RoCE in QEMU. Uses the binary that stage cpp built.
+stage_rdma() {
+  python tests/rdma/run_in_vm.py build/cpu-release/tests/cpp/transport_tests --require
+}
+
 stage_kernels() {
   command -v nvcc >/dev/null || { echo "nvcc not found: CUDA kernels not compiled here"; return 0; }
   cmake --preset cuda-release >/dev/null
@@ -69,7 +74,7 @@ run() {
 }
 
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(setup lint types cpp asan tsan kernels python bench)
+[ "${#stages[@]}" -gt 0 ] || stages=(setup lint types cpp rdma asan tsan kernels python bench)
 for stage in "${stages[@]}"; do
   run "$stage"
   # Nothing after a failed setup can mean anything.
