@@ -30,7 +30,7 @@ class Verbs : public testing::Test {
 
   Status Write(uint64_t length, uint64_t address, uint32_t rkey) {
     if (Status s = owner_->PostWrite(length, address, rkey); !s.ok()) return s;
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(5);
     while (std::chrono::steady_clock::now() < give_up) {
       bool done = false;
       if (Status s = owner_->PollWrite(&done); !s.ok() || done) return s;
