@@ -39,7 +39,6 @@ class CoreEngine(Protocol):
         *,
         priority: int = 0,
         cache_salt: bytes = b"",
-        constraint: Any = None,
         resume_token_ids: Int32Array | None = None,
     ) -> None: ...
     def abort(self, request_ids: Sequence[int]) -> None: ...

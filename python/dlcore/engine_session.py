@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,21 @@ class ServedModel:
         return SamplingParams(**known)  # type: ignore[arg-type]
 
 
+class SessionRules(Protocol):
+    """See structured.rules.RequestRules."""
+
+    def compile(self, params: SamplingParams) -> Any: ...
+    def submit_options(
+        self, core_id: int, params: SamplingParams, grammar: Any, *, resumed: bool = False
+    ) -> dict[str, Any]: ...
+    def release(self, core_ids: Sequence[int]) -> None: ...
+    def close(self) -> None: ...
+
+
+def rules_of(model: ServedModel) -> RequestRules:
+    return RequestRules(model.tokenizer, model.limits.vocab_size, sorted(model.eos_token_ids))
+
+
 class EngineSession:
     """Not thread safe: one event loop, or one thread, owns it."""
 
@@ -66,8 +81,10 @@ class EngineSession:
         make_params: Callable[..., Any],
         *,
         keep_alive: object = None,
+        rules: SessionRules | None = None,
     ) -> None:
-        """`keep_alive` owns the memory a running core reads and writes."""
+        """`keep_alive` owns the memory a running core reads and writes. `rules`: where those of
+        constrained requests are compiled, by default here."""
         self.core = core
         self.model = model
         self._make_params = make_params
@@ -75,9 +92,7 @@ class EngineSession:
         self._detokenizers = (
             DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
         )
-        self.rules = RequestRules(
-            model.tokenizer, model.limits.vocab_size, sorted(model.eos_token_ids)
-        )
+        self.rules = rules or rules_of(model)
         self._next_core_id = itertools.count(1)
         self._requests: dict[str, RequestState] = {}
         # core id -> its completion and request

@@ -28,11 +28,11 @@ from dlcore.frontends.messages import (
     encode,
     worker_of,
 )
+from dlcore.frontends.remote_rules import ForgottenError, RuledSubmits
+from dlcore.structured.rules import RequestRules
 
 STATS_INTERVAL_S = 0.25
 POLL_MS = 50
-
-MakeConstraint = Callable[[dict[str, Any]], object]
 
 
 class CoreServer:
@@ -43,10 +43,11 @@ class CoreServer:
     """
 
     def __init__(
-        self, core: CoreEngine, num_workers: int, make_constraint: MakeConstraint | None = None
+        self, core: CoreEngine, num_workers: int, rules: RequestRules | None = None
     ) -> None:
+        """`rules` is this object's to close; without it no request may be constrained."""
         self._core = core
-        self._make_constraint = make_constraint
+        self._ruled = None if rules is None else RuledSubmits(rules, self._submit)
         self._owner = EndpointOwner()
         self.endpoint = self._owner.endpoint
         self._context: Context = zmq.Context()
@@ -75,14 +76,15 @@ class CoreServer:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        if self._ruled is not None:
+            self._ruled.close()
         self._context.destroy(linger=0)
         self._owner.remove()
 
     def forget_worker(self, worker: int) -> None:
         """A front end died: its requests have no reader any more. Any thread."""
         self._snapshots.pop(worker, None)
-        orphans = [core_id for core_id in list(self._live) if worker_of(core_id) == worker]
-        self._core.abort(orphans)
+        self._abort([core_id for core_id in list(self._live) if worker_of(core_id) == worker])
 
     # ---- requests
 
@@ -96,37 +98,49 @@ class CoreServer:
                 continue  # not from a front end of this version
             match message:
                 case Submit():
-                    self._submit(message)
+                    self._accept(message)
                 case Abort(ids=ids):
-                    self._core.abort(ids)
+                    self._abort(ids)
                 case Snapshot(worker=worker, metrics=metrics):
                     self._snapshots[worker] = metrics
 
-    def _submit(self, message: Submit) -> None:
+    def _accept(self, message: Submit) -> None:
         params = message.params
         if params.get("logprobs", -1) >= 0 or params.get("prompt_logprobs", -1) >= 0:
             self._with_logprobs.add(message.id)
-        extra: dict[str, Any] = {}
         self._live.add(message.id)
+        if message.structured is None:
+            self._submit(message, dict)
+        elif self._ruled is None:
+            self._reject(message.id, "invalid", "structured_outputs: this server has none")
+        else:
+            self._ruled.start(message)
+
+    def _submit(self, message: Submit, options: Callable[[], dict[str, Any]]) -> None:
+        resume = np.frombuffer(message.resume, dtype=np.int32)
         try:
-            if message.structured is not None and self._make_constraint is not None:
-                extra["constraint"] = self._make_constraint(message.structured)
-            if message.resume:
-                extra["resume_token_ids"] = np.frombuffer(message.resume, dtype=np.int32)
             self._core.submit(
                 message.id,
                 np.frombuffer(message.prompt, dtype=np.int32),
-                _core.SamplingParams(**params),
+                _core.SamplingParams(**message.params),
                 priority=message.priority,
                 cache_salt=message.cache_salt,
-                **extra,
+                resume_token_ids=resume if len(resume) else None,
+                **options(),
             )
+        except ForgottenError:
+            self._ended(message.id)
         except ValueError as error:
             self._reject(message.id, "invalid", str(error))
         except _core.QueueFull as error:
             self._reject(message.id, "queue_full", str(error))
         except _core.EngineUnavailable as error:
             self._reject(message.id, "unavailable", str(error))
+
+    def _abort(self, core_ids: list[int]) -> None:
+        if self._ruled is not None:
+            self._ruled.forget(core_ids)
+        self._core.abort(core_ids)
 
     def _reject(self, core_id: int, kind: str, message: str) -> None:
         self._ended(core_id)
@@ -180,3 +194,5 @@ class CoreServer:
     def _ended(self, core_id: int) -> None:
         self._live.discard(core_id)
         self._with_logprobs.discard(core_id)
+        if self._ruled is not None:
+            self._ruled.ended(core_id)

@@ -21,6 +21,8 @@ from dlcore.runner import LoadedEngine, build_engine
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import bind_or_explain, checked_keys
 from dlcore.serve.logs import configure_logging
+from dlcore.structured.rules import RequestRules
+from dlcore.tokenizer import Tokenizer
 
 logger = logging.getLogger("dlcore.frontends")
 
@@ -67,7 +69,7 @@ class Supervisor:
         self._engine = engine
         self._config = config
         self._port = port
-        self._server = CoreServer(engine.core, config.frontends)
+        self._server = CoreServer(engine.core, config.frontends, _rules(engine))
         self._facts = _facts(engine)
         self._signals = 0
         self._signalled = threading.Event()
@@ -168,6 +170,12 @@ def _end(front_ends: list[FrontEnd]) -> None:
         if front_end.process.poll() is None:
             front_end.process.kill()
         front_end.process.wait()
+
+
+def _rules(engine: LoadedEngine) -> RequestRules:
+    model = engine.model_config
+    tokenizer = Tokenizer.from_folder(tokenizer_folder(engine))
+    return RequestRules(tokenizer, model.vocab_size, model.eos_token_ids)
 
 
 def _facts(engine: LoadedEngine) -> ModelFacts:

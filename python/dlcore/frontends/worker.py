@@ -16,10 +16,11 @@ import msgspec
 from dlcore.async_llm import AsyncLLM
 from dlcore.core_request import RequestLimits
 from dlcore.engine_client import EngineClient
-from dlcore.engine_session import EngineSession, ServedModel
+from dlcore.engine_session import EngineSession, ServedModel, rules_of
 from dlcore.frontends.endpoint import Endpoint
 from dlcore.frontends.metrics import share_metrics
 from dlcore.frontends.remote_core import RemoteCore, RemoteParams
+from dlcore.frontends.remote_rules import RemoteRules
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
 from dlcore.serve.http import bind, run, serve
@@ -90,7 +91,8 @@ def main() -> int:
     if not core.wait_ready(ENGINE_TIMEOUT_S):
         sys.stderr.write("error: the engine process does not answer\n")
         return 1
-    session = EngineSession(core, served_model(config.model), RemoteParams)
+    model = served_model(config.model)
+    session = EngineSession(core, model, RemoteParams, rules=RemoteRules(rules_of(model)))
 
     async def make_engine() -> EngineClient:
         return AsyncLLM(session=session)
