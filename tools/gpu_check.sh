@@ -2,13 +2,15 @@
 # Builds dlcore on a CUDA machine, runs the GPU tests, and prints every figure of
 # docs/performance.md. Needs: nvcc, cmake, ninja, a Python with torch and nanobind; no network.
 #   tools/gpu_check.sh               everything
-#   tools/gpu_check.sh STAGE...      some of: build tests kernels offline online
+#   tools/gpu_check.sh STAGE...      some of: build tests kernels offline online scenarios
+# FRONTENDS=4 serves with as many HTTP processes.
 # SHAPES="qwen3-0.6b qwen3-8b" chooses the models, OUT=folder keeps the JSON rows and logs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-build/gpu-check}
 shapes=${SHAPES:-qwen3-0.6b qwen3-8b}
+frontends=${FRONTENDS:-1}
 models=${TMPDIR:-/tmp}/dlcore-shapes
 mkdir -p "$out"
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
@@ -37,7 +39,7 @@ stage_offline() {
 serve_and_load() { # shape
   local shape=$1 port=$((20000 + RANDOM % 20000)) started=$SECONDS
   "$python" -m dlcore serve "$models/$shape" --load-format dummy --port "$port" \
-    --served-model-name m --no-enable-prefix-caching --max-model-len 8192 --no-access-log \
+    --served-model-name m --no-enable-prefix-caching --max-model-len 8192 --no-access-log --frontends "$frontends" \
     >"$out/serve-$shape.log" 2>&1 &
   local server=$!
   for _ in $(seq 600); do
@@ -54,6 +56,14 @@ serve_and_load() { # shape
   wait "$server" || true
 }
 
+stage_scenarios() {
+  for shape in $shapes; do
+    "$python" tools/shapes.py "$shape" "$models/$shape" >/dev/null
+    echo "-- $shape"
+    "$python" tools/bench_scenarios.py "$models/$shape" --json "$out/scenarios-$shape.json" 2>"$out/scenarios-$shape.log"
+  done
+}
+
 stage_online() {
   for shape in $shapes; do
     "$python" tools/shapes.py "$shape" "$models/$shape" >/dev/null
@@ -65,7 +75,7 @@ stage_online() {
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 date -u +%F
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(build tests kernels offline online)
+[ "${#stages[@]}" -gt 0 ] || stages=(build tests kernels offline online scenarios)
 for stage in "${stages[@]}"; do
   echo "=== $stage"
   start=$SECONDS
