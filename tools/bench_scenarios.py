@@ -19,6 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Load:
 
 
 def gaps(arrivals: Sequence[float]) -> list[float]:
-    return [b - a for a, b in zip(arrivals, arrivals[1:], strict=False)]
+    return [b - a for a, b in pairwise(arrivals)]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -140,7 +141,8 @@ def floor_ms(folder: Path, context: int, bandwidth: float) -> float:
     kv_rows = c["num_key_value_heads"] * head
     attention = hidden * (2 * c["num_attention_heads"] * head + 2 * kv_rows)
     weights = layers * (attention + 3 * hidden * c["intermediate_size"]) + hidden * c["vocab_size"]
-    return 1e3 * 2 * (weights + layers * 2 * kv_rows * context) / bandwidth
+    num_bytes: int = 2 * (weights + layers * 2 * kv_rows * context)
+    return 1e3 * num_bytes / bandwidth
 
 
 def longer(folder: Path, max_len: int) -> Path:
