@@ -282,7 +282,7 @@ def _argmax_case(rows: int) -> Case:
 
 def sample_cases() -> Iterator[Case]:
     for rows in (1, 64, 256):
-        for name, top_k, top_p in (("uncut", 0, 1.0), ("top_k50_p0.9", 50, 0.9), ("p0.9", 0, 0.9)):
+        for name, top_k, top_p in (("uncut", 0, 1.0), ("k50 p0.9", 50, 0.9), ("p0.9", 0, 0.9)):
             yield _sample_case(rows, name, top_k, top_p)
 
 
@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16])
     parser.add_argument("--row-tiles", type=int, nargs="*", default=[0])
     args = parser.parse_args()
-    groups = {
+    groups: dict[str, Callable[[], Iterator[Case]]] = {
         "decode_step": decode_step_cases,
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,

@@ -211,32 +211,51 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
     return top_p < 1 ? min(max(wanted, 1ull), mass) : mass;
   };
   __syncthreads();
-  for (int i = threadIdx.x; i < kBins; i += kThreads) {
-    // A bin weighs at least its count times the mass at its far edge (the last has no edge).
-    const u64 weight = by_count        ? 1
-                       : i < kBins - 1 ? Mass(__float_as_uint((i + 1) / kBinsPerNat))
-                                       : 0;
-    shared.bins[i] = shared.counts[i] * weight;
+  auto find_bin = [&](u64 target, const auto& weight) {
+    for (int i = threadIdx.x; i < kBins; i += kThreads) {
+      shared.bins[i] = shared.counts[i] * weight(i);
+    }
+    FindBin(shared, target);
+    return shared.bin;
+  };
+  auto edge_mass = [](int bin) {
+    return bin < kBins ? Mass(__float_as_uint(bin / kBinsPerNat)) : 0;
+  };
+  int first_bin = 0, last_bin = kBins - 1;  // bins before the first are kept whole
+  if (by_count) last_bin = find_bin(top_k, [](int) { return 1ull; });
+  if (by_mass) {
+    // Weighed at their far edges, tokens up to the last bin still reach the target; at their near
+    // edges, those before the first do not.
+    last_bin = find_bin(mass_target(), [&](int bin) { return edge_mass(bin + 1); });
+    u64 own_count = 0;
+    for (int i = threadIdx.x; i <= last_bin; i += kThreads) own_count += shared.counts[i];
+    const bool all_fit = block_sum(own_count) <= kMaxCandidates;
+    if (!all_fit) first_bin = find_bin(mass_target(), edge_mass);
   }
-  FindBin(shared, by_count ? top_k : mass_target());
-  const int last_bin = by_mass || by_count ? shared.bin : kBins - 1;
 
   if (threadIdx.x == 0) shared.num_candidates = 0;
   __syncthreads();
+  own_mass = 0;
   row.ForEach([&](uint32_t key, int token) {
     if (key >= kMaxKey || bin_of(key) > last_bin) return;
+    if (bin_of(key) < first_bin) {
+      own_mass += Mass(key);
+      return;
+    }
     const int i = atomicAdd(&shared.num_candidates, 1);
     if (i < kMaxCandidates) shared.keys[i] = key, shared.tokens[i] = token;
   });
   __syncthreads();
   const int num_candidates = shared.num_candidates;
+  const bool listed = num_candidates <= kMaxCandidates;
+  const u64 sure_mass = first_bin > 0 && listed ? block_sum(own_mass) : 0;  // not in the list
   auto for_each = [&](const auto& visit) {  // all candidates: (key, token)
-    if (num_candidates > kMaxCandidates) {
+    if (!listed) {
       row.ForEach(visit);
-    } else {
-      for (int i = threadIdx.x; i < num_candidates; i += kThreads) {
-        visit(shared.keys[i], shared.tokens[i]);
-      }
+      return;
+    }
+    for (int i = threadIdx.x; i < num_candidates; i += kThreads) {
+      visit(shared.keys[i], shared.tokens[i]);
     }
   };
 
@@ -252,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
   }
   int last_tie = a.vocab;  // of the tokens with that key, by index
   if (top_p < 1) {
-    const u64 target = mass_target();
+    const u64 target = mass_target() - sure_mass;
     const Found found = SelectValue(shared, kMaxKey, target, [&](const auto& add) {
       for_each([&](uint32_t key, int) { add(key, key <= last_key ? Mass(key) : 0); });
     });
@@ -268,10 +287,15 @@ __global__ void __launch_bounds__(kThreads, 1) DrawCut(const dlk_sampling a) {
 
   const RowKeys keys(a.seeds[row_index], a.positions[row_index]);
   best = 0;
-  for_each([&](uint32_t key, int token) {
+  auto draw = [&](uint32_t key, int token) {
     if (key > last_key || (key == last_key && token > last_tie)) return;
     best = max(best, ArgmaxKey(row.Scaled(token) + keys.Gumbel(token), token));
-  });
+  };
+  if (sure_mass > 0) {
+    row.ForEach(draw);
+  } else {
+    for_each(draw);
+  }
   best = BlockMax<kThreads>(best);
   if (threadIdx.x == 0) a.tokens[row_index] = ArgmaxIndex(best);
 }
