@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,7 @@ def to_api_error(exc: Exception) -> ApiError:
             return unavailable(f"the engine stopped: {exc}")
         case ClientDisconnect():
             return client_gone()
-        case TimeoutError():
+        case TimeoutError() | asyncio.TimeoutError():  # one class only since Python 3.11
             return ApiError(504, "the request took longer than allowed", kind="timeout_error")
     logger.error("request failed: %r", exc, exc_info=exc)
     return ApiError(500, "internal server error", kind="internal_error")
