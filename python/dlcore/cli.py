@@ -17,6 +17,8 @@ from dlcore.version import VERSION
 # name -> the line `dlcore --help` shows; so help imports none of them.
 COMMANDS = {
     "serve": "Serve a model over HTTP, OpenAI-compatible.",
+    "router": "One address in front of several servers; survives their deaths.",
+    "up": "Start a router and several servers on this machine.",
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer a file of prompts, offline.",
     "bench": "Measure latency and throughput.",

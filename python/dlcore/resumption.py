@@ -12,11 +12,16 @@ ResumeTokenIds = Sequence[Sequence[int] | None]
 FIELD = "resume_token_ids"
 
 
-def check_resume(resume: ResumeTokenIds, num_completions: int) -> None:
-    """Raises ParameterError unless there is one entry a completion and one is unfinished."""
+def check_resume_count(resume: ResumeTokenIds, num_completions: int) -> None:
+    """Raises ParameterError unless there is one entry a completion."""
     if len(resume) != num_completions:
         raise ParameterError(
             FIELD, f"has {len(resume)} entries for {num_completions} completions; send one for each"
         )
+
+
+def check_resume(resume: ResumeTokenIds, num_completions: int) -> None:
+    """Raises ParameterError unless there is one entry a completion and one is unfinished."""
+    check_resume_count(resume, num_completions)
     if all(tokens is None for tokens in resume):
         raise ParameterError(FIELD, "every completion is finished (null); nothing is left to do")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import click
 import yaml
@@ -64,6 +64,34 @@ class SectionedCommand(click.Command):
             if records:
                 with formatter.section(name):
                     formatter.write_dl(records)
+
+
+def config_flags(kind: type[Any]) -> Callable[[F], F]:
+    """One flag per field of the dataclass that has a `help`; underscores become dashes."""
+    kinds = get_type_hints(kind)
+
+    def decorate(function: F) -> F:
+        for config_field in reversed(fields(kind)):
+            if "help" in config_field.metadata:
+                function = _config_flag(kinds[config_field.name], config_field)(function)
+        return function
+
+    return decorate
+
+
+def _config_flag(kind: Any, config_field: Any) -> Callable[[F], F]:
+    name = config_field.name
+    flag = name.replace("_", "-")
+    text, default = config_field.metadata["help"], config_field.default
+    if kind is bool:
+        return click.option(f"--{flag}/--no-{flag}", name, default=default, help=text)
+    if kind == tuple[str, ...]:
+        return click.option(f"--{flag}", name, multiple=True, help=text)
+    scalar = kind if kind in (int, float) else str
+    shown = default is not None
+    return click.option(
+        f"--{flag}", name, type=scalar, default=default, show_default=shown, help=text
+    )
 
 
 def model_argument(function: F) -> F:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import click
 
@@ -12,6 +11,7 @@ import dlcore
 from dlcore.commands.flags import (
     SectionedCommand,
     config_file_option,
+    config_flags,
     engine_config,
     engine_flags,
     model_argument,
@@ -22,34 +22,10 @@ from dlcore.frontends.supervisor import run_frontends
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import run_server
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def serve_flags(function: F) -> F:
-    """One flag per field of ServeConfig; its help text is the field's."""
-    kinds = get_type_hints(ServeConfig)
-    for config_field in reversed(fields(ServeConfig)):
-        function = _flag(config_field.name, kinds[config_field.name], config_field)(function)
-    return function
-
-
-def _flag(name: str, kind: Any, config_field: Any) -> Callable[[F], F]:
-    flag = name.replace("_", "-")
-    text, default = config_field.metadata["help"], config_field.default
-    if kind is bool:
-        return click.option(f"--{flag}/--no-{flag}", name, default=default, help=text)
-    if kind == tuple[str, ...]:
-        return click.option(f"--{flag}", name, multiple=True, help=text)
-    scalar = kind if kind in (int, float) else str
-    shown = default is not None
-    return click.option(
-        f"--{flag}", name, type=scalar, default=default, show_default=shown, help=text
-    )
-
 
 @click.command(cls=SectionedCommand)
 @model_argument
-@serve_flags
+@config_flags(ServeConfig)
 @engine_flags
 @config_file_option
 def serve(model: str | None, **flags: Any) -> int:

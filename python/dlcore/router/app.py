@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,10 +24,17 @@ from dlcore.router.metrics import RouterMetrics
 from dlcore.router.policies import RoutingRequest, make_policy
 from dlcore.router.pool import BackendPool
 from dlcore.router.prompt import routing_request
+from dlcore.serve.drain import Drain, DrainMiddleware
 
 # Paths whose requests carry a prompt; those that also stream tokens can be resumed.
 RESUMABLE_PATHS = ("/v1/chat/completions", "/v1/completions")
-WHOLE_PATHS = ("/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize")
+PLAIN_PATHS = (
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 def error(status: int, message: str, param: str | None = None) -> JSONResponse:
@@ -85,14 +92,19 @@ class Router:
         route = routing_request(body, request.headers.get(self.config.session_header))
         if not body.get("stream"):
             return await self._whole(request, body, route)
-        return await self._stream(request, body, route)
+        pieces = self.dispatcher.stream(request.url.path, body, _model(body), route)
+        return await self._streamed(request, pieces)
 
     async def plain(self, request: Request) -> Response:
         body, problem = await self._json(request)
         if body is None:
             return problem
         route = routing_request(body, request.headers.get(self.config.session_header))
-        return await self._whole(request, body, route)
+        if not body.get("stream"):
+            return await self._whole(request, body, route)
+        encoded = msgspec.json.encode(body)
+        pieces = self.dispatcher.passthrough(request.url.path, encoded, _model(body), route)
+        return await self._streamed(request, pieces)
 
     async def _json(self, request: Request) -> tuple[dict[str, Any] | None, Response]:
         """The decoded body, or the answer that says what is wrong with it."""
@@ -128,14 +140,15 @@ class Router:
         self._count(path, status, started)
         return Response(answer, status, media_type=content_type)
 
-    async def _stream(
-        self, request: Request, body: dict[str, Any], route: RoutingRequest
+    async def _streamed(
+        self, request: Request, pieces: AsyncGenerator[tuple[int, bytes], None]
     ) -> Response:
         started = time.monotonic()
         path = request.url.path
-        pieces = self.dispatcher.stream(path, body, _model(body), route)
         try:
             status, first = await anext(pieces)
+        except StopAsyncIteration:
+            status, first = 502, bytes(error(502, "the node sent an empty answer").body)
         except NoBackendError as problem:
             self._count(path, 503, started)
             return error(503, str(problem))
@@ -221,7 +234,8 @@ async def _joined(first: bytes, pieces: AsyncIterator[tuple[int, bytes]]) -> Asy
         yield b"data: " + body + b"\n\n"
 
 
-def make_app(config: RouterConfig) -> Starlette:
+def make_app(config: RouterConfig, drain: Drain | None = None) -> Starlette:
+    """`drain`: who counts the running requests, and refuses new ones while it drains."""
     router = Router(config)
 
     @asynccontextmanager
@@ -233,7 +247,7 @@ def make_app(config: RouterConfig) -> Starlette:
     post = ["POST"]
     routes = [
         *(Route(path, router.resumable, methods=post) for path in RESUMABLE_PATHS),
-        *(Route(path, router.plain, methods=post) for path in WHOLE_PATHS),
+        *(Route(path, router.plain, methods=post) for path in PLAIN_PATHS),
         Route("/v1/models", router.models),
         Route("/health", router.alive),
         Route("/ready", router.ready),
@@ -241,7 +255,8 @@ def make_app(config: RouterConfig) -> Starlette:
         Route("/backends", router.list_backends),
         Route("/backends", router.change_backends, methods=post),
     ]
-    middleware = [Middleware(KeyMiddleware, keys=config.api_keys)] if config.api_keys else []
+    middleware = [Middleware(KeyMiddleware, keys=config.api_key)] if config.api_key else []
+    middleware.append(Middleware(DrainMiddleware, drain=drain or Drain()))
     app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
     app.state.router = router
     return app

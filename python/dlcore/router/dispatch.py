@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from dlcore.router.backend import Backend
 from dlcore.router.config import RouterConfig
 from dlcore.router.metrics import RouterMetrics
 from dlcore.router.policies import Policy, RoutingRequest
 from dlcore.router.pool import BackendPool
-from dlcore.router.resume import ResumableStream
+from dlcore.router.resume import ChoiceAbortedError, ResumableStream
 from dlcore.router.retry_budget import RetryBudget
 from dlcore.router.sse import DONE, EventSplitter, data_of
 from dlcore.router.upstream import Answer, NodeError, ask
@@ -80,6 +81,7 @@ class Dispatcher:
         while True:
             backend = await attempts.next(resumable=stream.started)
             sent = stream.request(request_id) if backend.resumable else body
+            had = stream.num_tokens
             try:
                 async with self._open(backend, route, "POST", path, json=sent) as answer:
                     async for piece in self._relay(answer, backend, stream):
@@ -87,16 +89,42 @@ class Dispatcher:
                 return
             except NodeError as failure:
                 attempts.failed(backend, failure)
+                if stream.num_tokens > had:
+                    attempts.progressed()
                 if stream.started:
                     self._metrics.failovers.inc()
                     if stream.complete:
                         yield 200, END_OF_STREAM
                         return
+                    if not stream.resumable:
+                        raise NoBackendError(f"lost midway, and not resumable: {failure}") from None
+
+    async def passthrough(
+        self, path: str, body: bytes, model: str | None, route: RoutingRequest
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """As `stream`, for APIs that cannot be resumed: another node only before the first byte."""
+        attempts = self._attempts(model, route)
+        while True:
+            backend = await attempts.next()
+            started = False
+            try:
+                async with self._open(backend, route, "POST", path, data=body) as answer:
+                    async for chunk in answer.chunks():
+                        started = True
+                        yield answer.status, chunk
+                return
+            except NodeError as failure:
+                attempts.failed(backend, failure)
+                if started:
+                    raise NoBackendError(f"lost midway: {failure}") from None
 
     async def _relay(
         self, answer: Answer, backend: Backend, stream: ResumableStream
     ) -> AsyncIterator[bytes]:
         if answer.status != 200:  # the client's own mistake: not a stream
+            if stream.started:
+                text = (await answer.body())[:300].decode(errors="replace")
+                raise NodeError(f"{backend.url} refused to go on: {text}", answer.status)
             yield await answer.body()
             return
         splitter = EventSplitter()
@@ -116,7 +144,14 @@ class Dispatcher:
             return event + b"\n\n"
         if data.startswith(b'{"error"'):
             raise NodeError(f"{backend.url}: {data[:300].decode(errors='replace')}")
-        return stream.accept(data)
+        if not backend.resumable:
+            return stream.accept_foreign(data)
+        try:
+            return stream.accept(data)
+        except ChoiceAbortedError as aborted:
+            raise NodeError(f"{backend.url}: {aborted}", status=503) from None
+        except (msgspec.DecodeError, AttributeError, TypeError, KeyError) as wrong:
+            raise NodeError(f"{backend.url} sent an event that is no chunk: {wrong}") from None
 
     def _attempts(self, model: str | None, route: RoutingRequest) -> _Attempts:
         self._budget.request()
@@ -197,6 +232,10 @@ class _Attempts:
     def failed(self, backend: Backend, failure: NodeError) -> None:
         self._failed.add(backend.url)
         self._last_error = str(failure)
+
+    def progressed(self) -> None:
+        """The last attempt got somewhere: a long stream may outlive many nodes."""
+        self._count = 1
 
     def _choose(self, resumable: bool) -> Backend | None:
         candidates = self._pool.candidates(self._model)

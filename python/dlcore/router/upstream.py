@@ -25,8 +25,8 @@ class NodeError(Exception):
 
     @property
     def is_node_fault(self) -> bool:
-        """A full queue is no fault of the node's health."""
-        return self.status not in (429, 503)
+        """A full queue is no fault of the node's health, nor is a request it refuses."""
+        return self.status is None or self.status in (500, 502, 504)
 
 
 class Answer:

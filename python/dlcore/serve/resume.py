@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dlcore.resumption import FIELD, ResumeTokenIds, check_resume
+from dlcore.resumption import FIELD, ResumeTokenIds, check_resume_count
 from dlcore.serve.errors import bad_request
 from dlcore.serve.schemas.common import SamplingFields
 
 
 def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds | None]:
-    """Each job's share of the field, in the order of the choices.
+    """Each job's share of the field, in the order of the choices. Where all of them finished,
+    the end of the stream (its usage) is all that is left to send.
 
     Raises ApiError or ParameterError for a field that does not fit the request.
     """
@@ -18,5 +19,5 @@ def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds
     if not fields.stream:
         raise bad_request(f"{FIELD}: only when stream is true", FIELD)
     n = fields.n or 1
-    check_resume(resume, num_jobs * n)
+    check_resume_count(resume, num_jobs * n)
     return [resume[i * n : (i + 1) * n] for i in range(num_jobs)]

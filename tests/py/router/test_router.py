@@ -43,7 +43,7 @@ async def routing(backends: list[FakeNode], **config: Any) -> AsyncIterator[http
     }
     app = make_app(RouterConfig(backends=tuple((n.url, Role.HYBRID) for n in backends), **settings))
     transport = httpx.ASGITransport(app)
-    headers = {"authorization": f"Bearer {(config.get('api_keys') or ('',))[0]}"}
+    headers = {"authorization": f"Bearer {(config.get('api_key') or ('',))[0]}"}
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://router", headers=headers) as client,
@@ -226,7 +226,7 @@ async def test_models_are_told_apart() -> None:
 
 async def test_every_path_but_liveness_needs_the_key() -> None:
     with nodes(1) as started:
-        async with routing(started, api_keys=("k",)) as client:
+        async with routing(started, api_key=("k",)) as client:
             assert (await client.get("/v1/models")).status_code == 200
             client.headers["authorization"] = "Bearer wrong"
             for path in ("/v1/models", "/metrics", "/backends", "/ready"):

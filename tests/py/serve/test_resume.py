@@ -152,12 +152,17 @@ def test_a_stop_string_across_the_cut_is_found(http: httpx.Client, path: str) ->
     assert stopped.choices[0].end == ("stop", stop)
 
 
+def test_a_stream_lost_before_its_usage_gets_just_that(http: httpx.Client) -> None:
+    (event,) = events_of(http, "completions", {**TEXT, "resume_token_ids": [None]})
+    assert event["choices"] == []
+    assert event["usage"]["completion_tokens"] == 0
+
+
 def test_a_field_that_does_not_fit_is_refused_by_name(http: httpx.Client) -> None:
     stream = {**TEXT, "stream": True}
     for body in (
         {**TEXT, "resume_token_ids": [[5]]},
         {**stream, "resume_token_ids": [[5], [6]]},
-        {**stream, "resume_token_ids": [None]},
         {**stream, "resume_token_ids": [[10**8]]},
         {**stream, "resume_token_ids": [[5] * 20]},
     ):

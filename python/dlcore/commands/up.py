@@ -1,0 +1,101 @@
+"""`dlcore up`: a router and several nodes on this machine, for development."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from pathlib import Path
+
+import click
+
+from dlcore.config import ConfigError
+from dlcore.control.local_system import LocalPlan, LocalSystem, StartError
+
+CHECK_INTERVAL_S = 0.5
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL] [SERVE FLAGS]...")
+@click.option(
+    "--replicas",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How many nodes that serve whole requests.",
+)
+@click.option("--port", type=int, default=8080, show_default=True, help="The router's port.")
+@click.option("--policy", help="The router's policy (see `dlcore router --help`).")
+@click.option("--ctrl", is_flag=True, help="Nodes find the router through Redis and dlslime-ctrl.")
+@click.option("--log-dir", type=click.Path(path_type=Path), help="Where the processes log.")
+@click.option(
+    "--start-timeout",
+    type=float,
+    default=300.0,
+    show_default=True,
+    help="Seconds the nodes may take to come up.",
+)
+def up(
+    args: tuple[str, ...],
+    replicas: int,
+    port: int,
+    policy: str | None,
+    ctrl: bool,
+    log_dir: Path | None,
+    start_timeout: float,
+) -> int:
+    """Start a router and its nodes on this machine; Ctrl-C stops all of them.
+
+    A node that dies is started again. Flags that are not listed here are those of
+    `dlcore serve`, and go to every node.
+
+    \b
+    Examples:
+      dlcore up
+      dlcore up --replicas 3 --ctrl
+      dlcore up /models/Qwen3-8B --replicas 2 --max-model-len 8192
+    """  # fmt: skip
+    if replicas == 0:
+        raise ConfigError("replicas", "must be at least 1")
+    has_model = bool(args) and not args[0].startswith("-")
+    plan = LocalPlan(
+        roles=(("hybrid", replicas),),
+        log_dir=log_dir or Path(tempfile.mkdtemp(prefix="dlcore-up-")),
+        model=args[0] if has_model else None,
+        router_port=port,
+        node_args=args[1:] if has_model else args,
+        router_args=("--policy", policy) if policy else (),
+        ctrl=ctrl,
+    )
+    return _run(LocalSystem(plan), start_timeout)
+
+
+def _run(system: LocalSystem, start_timeout: float) -> int:
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _interrupt(ended))
+    try:
+        click.echo(f"starting; the logs are in {system.plan.log_dir}")
+        system.start(start_timeout)
+        for node in system.nodes:
+            click.echo(f"{node.name}: {system.url_of(node)}")
+        click.echo(f"router: {system.router_url}/v1 is ready; Ctrl-C stops everything")
+        while not ended.wait(CHECK_INTERVAL_S):
+            for child in system.restart_dead():
+                click.echo(f"{child.name} died; started again", err=True)
+    except StartError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    finally:
+        system.stop()
+    click.echo("stopped")
+    return 0
+
+
+def _interrupt(ended: threading.Event) -> None:
+    """The first signal ends a start as well as the watch; `stop` runs undisturbed."""
+    if not ended.is_set():
+        ended.set()
+        raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Membership (dlslime-ctrl) and systems of several processes on one machine."""
