@@ -1,4 +1,6 @@
 #include <optional>
+#include <sstream>
+#include <string>
 #include <utility>
 
 #include <nanobind/stl/optional.h>
@@ -36,6 +38,18 @@ PyType_Slot kEngineSlots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Traverse
 
 using StatsDict = nb::typed<nb::dict, nb::str, nb::float_>;
 
+// "queue_time_le_0.01"; the last bucket is "queue_time_le_inf".
+std::string QueueTimeKey(size_t bucket) {
+  std::ostringstream key;
+  key << "queue_time_le_";
+  if (bucket < QueueTime::kBounds.size()) {
+    key << QueueTime::kBounds[bucket];
+  } else {
+    key << "inf";
+  }
+  return key.str();
+}
+
 StatsDict Stats(const PyEngine& self) {
   const EngineStats s = self.engine().Stats();
   nb::dict d;
@@ -52,6 +66,10 @@ StatsDict Stats(const PyEngine& self) {
   add("num_prefix_queries", s.num_prefix_queries);
   add("num_prefix_hits", s.num_prefix_hits);
   add("num_finished", s.num_finished);
+  for (size_t i = 0; i < s.queue_time.counts.size(); ++i) {
+    add(QueueTimeKey(i).c_str(), s.queue_time.counts[i]);
+  }
+  add("queue_time_seconds", s.queue_time.seconds);
   add("num_steps", s.num_steps);
   add("step_cpu_seconds", s.step_cpu_seconds);
   add("device_wait_seconds", s.device_wait_seconds);

@@ -201,6 +201,7 @@ void EngineLoop::PublishStats() {
   stats_.num_prefix_queries = now.num_prefix_queries;
   stats_.num_prefix_hits = now.num_prefix_hits;
   stats_.num_finished = now.num_finished;
+  stats_.queue_time = now.queue_time;
   num_running_.store(now.num_running, std::memory_order_relaxed);
   num_waiting_.store(now.num_waiting, std::memory_order_relaxed);
   published_.Store(stats_);

@@ -10,6 +10,7 @@
 
 #include "dlcore/options.h"
 #include "dlcore/output.h"
+#include "dlcore/queue_time.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
 #include "kv/kv_manager.h"
@@ -43,6 +44,7 @@ struct SchedulerStats {
   uint64_t num_prefix_queries = 0;  // prompt tokens looked up
   uint64_t num_prefix_hits = 0;     // prompt tokens found
   uint64_t num_finished = 0;
+  QueueTime queue_time;  // from Submit to the first plan
 };
 
 // Decides what runs next. Plan out, event in: it never sees a device or a

@@ -201,6 +201,7 @@ int32_t Scheduler::TakePrefix(Sequence* sequence) {
 void Scheduler::Admit(Sequence* sequence, int32_t cached, int32_t end) {
   if (sequence->num_cached_tokens < 0) {
     const auto known = static_cast<uint64_t>(sequence->num_known());
+    stats_.queue_time.Observe(sequence->age());
     stats_.num_prompt_tokens += known;
     if (kv_.caching() && !WantsPromptRows(*sequence)) stats_.num_prefix_queries += known;
     stats_.num_prefix_hits += static_cast<uint64_t>(cached);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -29,6 +30,10 @@ class Sequence {
   [[nodiscard]] RequestId id() const { return request_.id; }
   [[nodiscard]] int32_t priority() const { return request_.priority; }
   [[nodiscard]] uint64_t arrival() const { return arrival_; }
+  // Seconds since it was made.
+  [[nodiscard]] double age() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
+  }
   [[nodiscard]] const std::string& cache_salt() const { return request_.cache_salt; }
   [[nodiscard]] const SamplingParams& sampling() const { return request_.sampling; }
   [[nodiscard]] TokenConstraint* constraint() const { return request_.constraint.get(); }
@@ -108,6 +113,7 @@ class Sequence {
   std::vector<TokenId> stop_ids_;
   Request request_;
   uint64_t arrival_;
+  std::chrono::steady_clock::time_point made_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace dlcore

@@ -20,7 +20,7 @@ from dlcore.model_runner import EagerStep, allocate_state, reset_state
 from dlcore.models import CausalLM, build_model
 from dlcore.step_buffers import Arenas, DeviceState
 
-DEFAULT_MAX_NUM_SEQS = 256
+DEFAULT_MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
 # A thread is worth its synchronisation from about this much weight memory on; a small model is
 # fastest on one, and leaves the others to the front end.
 WEIGHT_BYTES_PER_THREAD = 2**25
@@ -143,7 +143,7 @@ def _engine_options(
     return _core.EngineOptions(
         max_num_batched_tokens=max_tokens,
         # A step decodes no more sequences than it has tokens.
-        max_num_seqs=min(config.max_num_seqs or DEFAULT_MAX_NUM_SEQS, max_tokens),
+        max_num_seqs=min(config.max_num_seqs or DEFAULT_MAX_NUM_SEQS[device_type], max_tokens),
         max_model_len=model_config.max_model_len,
         block_size=config.block_size,
         vocab_size=model_config.vocab_size,

@@ -6,6 +6,7 @@
 
 #include "dlcore/options.h"
 #include "dlcore/output.h"
+#include "dlcore/queue_time.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
 
@@ -28,11 +29,12 @@ struct EngineStats {
   uint64_t num_prefix_queries = 0;
   uint64_t num_prefix_hits = 0;
   uint64_t num_finished = 0;
+  QueueTime queue_time;
   // The loop.
   uint64_t num_steps = 0;
-  double step_cpu_seconds = 0;   // plan + fill + launch + commit, summed
+  double step_cpu_seconds = 0;  // plan + fill + launch + commit, summed
   double device_wait_seconds = 0;
-  bool healthy = true;           // false after a stall or a lost device
+  bool healthy = true;  // false after a stall or a lost device
 };
 
 // The loop: one thread that takes requests, plans a step, fills the arena,
@@ -47,8 +49,8 @@ class Engine {
   };
 
   // Validates the options; the thread starts with Start().
-  static Status Create(const EngineOptions& options, std::unique_ptr<Device> device,
-                       Arenas arenas, std::unique_ptr<Engine>* out);
+  static Status Create(const EngineOptions& options, std::unique_ptr<Device> device, Arenas arenas,
+                       std::unique_ptr<Engine>* out);
   ~Engine();  // Stop()
 
   // Registers what runs steps up to `key` (the smallest registered key that

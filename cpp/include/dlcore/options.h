@@ -37,7 +37,7 @@ struct EngineOptions {
   // the device runs beside the CPU.
   std::optional<bool> async_scheduling;
   std::vector<int32_t> eos_token_ids;
-  uint64_t hash_key[2] = {0, 0};  // both 0 = drawn at random at start
+  uint64_t hash_key[2] = {0, 0};      // both 0 = drawn at random at start
   double watchdog_timeout_s = 120.0;  // 0 = off
 
   // OK, or InvalidArgument naming the field and the fix.

@@ -13,8 +13,8 @@ namespace dlcore {
 // Log-probabilities of one generated (or prompt) token.
 struct TokenLogprobs {
   float logprob = 0.0f;
-  int32_t rank = 0;                // 1 = most likely
-  std::vector<TokenId> top_ids;    // most likely first, as many as asked for
+  int32_t rank = 0;              // 1 = most likely
+  std::vector<TokenId> top_ids;  // most likely first, as many as asked for
   std::vector<float> top_logprobs;
 };
 
@@ -25,9 +25,9 @@ struct SequenceOutput {
   std::vector<TokenLogprobs> logprobs;         // one per token, where asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // prompt positions finished since the last output
   FinishReason finish_reason = FinishReason::kNone;
-  TokenId stop_token = -1;         // the id that ended it (kStop)
-  int32_t num_cached_tokens = 0;   // prompt tokens served from the prefix cache
-  std::string error;               // kError: why
+  TokenId stop_token = -1;        // the id that ended it (kStop)
+  int32_t num_cached_tokens = 0;  // prompt tokens served from the prefix cache
+  std::string error;              // kError: why
 };
 
 // All outputs of one step, handed over at once.

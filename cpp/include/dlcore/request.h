@@ -29,7 +29,7 @@ struct SamplingParams {
   std::vector<std::pair<TokenId, float>> logit_bias;
   std::vector<TokenId> allowed_token_ids;       // empty = all
   std::vector<std::vector<TokenId>> bad_words;  // token sequences never completed
-  int32_t logprobs = -1;                        // -1 = off, 0 = the sampled token's alone, k = top k too
+  int32_t logprobs = -1;  // -1 = off, 0 = the sampled token's alone, k = top k too
   int32_t prompt_logprobs = -1;
 
   [[nodiscard]] bool greedy() const { return temperature == 0.0f; }

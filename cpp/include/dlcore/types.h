@@ -18,8 +18,8 @@ struct StrongId {
   friend constexpr auto operator<=>(StrongId, StrongId) = default;
 };
 
-using BlockId = StrongId<struct BlockIdTag, int32_t>;      // index into the KV block pool
-using SlotId = StrongId<struct SlotIdTag, int32_t>;        // row of the per-sequence device state
+using BlockId = StrongId<struct BlockIdTag, int32_t>;       // index into the KV block pool
+using SlotId = StrongId<struct SlotIdTag, int32_t>;         // row of the per-sequence device state
 using RequestId = StrongId<struct RequestIdTag, uint64_t>;  // chosen by the front end, unique
 
 inline constexpr BlockId kNoBlock{-1};

@@ -135,6 +135,26 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(PREFIX + name, help, labels=names)
             counter.add_metric(values, stats.get(key, 0))
             yield counter
+        yield queue_time(stats, self._labels)
+
+
+def queue_time(stats: Mapping[str, float], labels: dict[str, str]) -> HistogramMetricFamily:
+    """The core's histogram of the time from submission to the first step (queue_time.h)."""
+    prefix = "queue_time_le_"
+    counts = {
+        float(key.removeprefix(prefix)): int(value)
+        for key, value in stats.items()
+        if key.startswith(prefix)
+    }
+    histogram = Histogram(
+        f"{PREFIX}request_queue_time_seconds",
+        "Submission to first step.",
+        sorted(bound for bound in counts if bound != float("inf")),
+    )
+    if counts:
+        histogram.counts = [counts[bound] for bound in sorted(counts)]
+    histogram.total = stats.get("queue_time_seconds", 0.0)
+    return histogram.family(labels)
 
 
 class _HistogramCollector(Collector):
