@@ -40,6 +40,7 @@ class Figures:
     corrupted: int = 0
     killed: int = 0
     frozen: int = 0
+    redis_restarts: int = 0
     failovers: int = 0
     longest_pause_s: float = 0.0
     router_kib: list[int] = field(default_factory=list)
@@ -124,7 +125,10 @@ class Chaos:
             await asyncio.sleep(self._period_s)
             node = self._random.choice(self._system.nodes)
             turn += 1
-            if turn % 3 == 0:
+            if self._system.services and turn % 4 == 0:
+                self._system.services[0].kill()  # Redis, which forgets everything
+                self._figures.redis_restarts += 1
+            elif turn % 3 == 0:
                 await self._freeze(node)
             else:
                 node.kill()

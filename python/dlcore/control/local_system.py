@@ -118,6 +118,7 @@ class LocalSystem:
         args = ["--port", str(self.plan.router_port), *self.plan.router_args]
         if ctrl_url is not None:
             args += ["--discovery", "ctrl", "--ctrl-url", ctrl_url, "--scope", self.plan.scope]
+            args += ["--heartbeat-interval-s", str(self.plan.heartbeat_interval_s)]
         else:
             for node in self.nodes:
                 role = node.name.rpartition("-")[0]

@@ -131,8 +131,10 @@ class Supervisor:
         self._signalled.set()
 
     def _worker_config(self, front_end: FrontEnd) -> WorkerConfig:
-        # One of them serves gRPC too: a gRPC port is not shared.
-        config = self._config if front_end.worker == 0 else replace(self._config, grpc_port=None)
+        # One of them serves gRPC too, a gRPC port is not shared, and registers the node.
+        config = self._config
+        if front_end.worker > 0:
+            config = replace(config, grpc_port=None, ctrl=None)
         return WorkerConfig(
             worker=front_end.worker,
             incarnation=front_end.incarnation,

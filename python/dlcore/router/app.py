@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dlcore.control.ctrl_client import CtrlClient
 from dlcore.router.auth import KeyMiddleware
 from dlcore.router.backend import Role
 from dlcore.router.config import RouterConfig, check_url
+from dlcore.router.discovery import CtrlDiscovery, Discovery, Join, Leave, StaticDiscovery
 from dlcore.router.dispatch import Dispatcher, NoBackendError
 from dlcore.router.health import HealthChecker
 from dlcore.router.metrics import RouterMetrics
@@ -25,6 +29,8 @@ from dlcore.router.policies import RoutingRequest, make_policy
 from dlcore.router.pool import BackendPool
 from dlcore.router.prompt import routing_request
 from dlcore.serve.drain import Drain, DrainMiddleware
+
+logger = logging.getLogger("dlcore.router")
 
 # Paths whose requests carry a prompt; those that also stream tokens can be resumed.
 RESUMABLE_PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -56,6 +62,7 @@ class Router:
         self.session: aiohttp.ClientSession
         self.health: HealthChecker
         self.dispatcher: Dispatcher
+        self._following: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -69,10 +76,28 @@ class Router:
             timeout_s=self.config.check_timeout_s,
             api_key=self.config.backend_api_key,
         )
-        for url, role in self.config.backends:
-            self.join(url, role)
+        sources: list[Discovery] = [StaticDiscovery(self.config.backends)]
+        if self.config.discovery == "ctrl":
+            client = CtrlClient(self.session, self.config.ctrl_url, self.config.scope)
+            interval = self.config.heartbeat_interval_s
+            sources.append(CtrlDiscovery(client, heartbeat_interval_s=interval))
+        self._following = [asyncio.create_task(self._follow(source)) for source in sources]
+
+    async def _follow(self, source: Discovery) -> None:
+        async for change in source.changes():
+            match change:
+                case Join(url, role):
+                    logger.info("node %s joins (%s)", url, role.value)
+                    self.join(url, role)
+                case Leave(url):
+                    logger.info("node %s is gone", url)
+                    if self.pool.get(url) is not None:  # an operator may have been faster
+                        self.leave(url)
 
     async def stop(self) -> None:
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         await self.health.close()
         await self.session.close()
 

@@ -12,6 +12,7 @@ from typing import Any
 from dlcore.config import ConfigError
 
 MIB = 1024 * 1024
+ANY_HOST = ("0.0.0.0", "::")
 
 
 def _opt(default: Any, help: str) -> Any:
@@ -35,6 +36,11 @@ class ServeConfig:
         None, "CA bundle; when set, clients must present a certificate."
     )
     allowed_origins: tuple[str, ...] = _opt((), "Browser origins allowed by CORS; `*` for any.")
+
+    ctrl: str | None = _opt(None, "Register with the dlslime-ctrl server at this URL.")
+    scope: str = _opt("dlcore", "The scope to register in; routers look in one scope.")
+    advertise_url: str | None = _opt(None, "How routers reach this server; default: as it listens.")
+    heartbeat_interval_s: float = _opt(5.0, "Seconds between heartbeats to dlslime-ctrl.")
 
     max_body_bytes: int = _opt(8 * MIB, "Largest request body; bigger ones get 413.")
     max_file_bytes: int = _opt(200 * MIB, "Largest file uploaded to /v1/files.")
@@ -81,6 +87,10 @@ class ServeConfig:
             raise ConfigError("frontends", f"must be at least 1, got {self.frontends}")
         if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
             raise ConfigError("grpc_port", f"must be in [0, 65535], got {self.grpc_port}")
+        if self.heartbeat_interval_s <= 0:
+            raise ConfigError("heartbeat_interval_s", "must be positive")
+        if self.ctrl is not None and self.advertise_url is None and self.host in ANY_HOST:
+            raise ConfigError("advertise_url", f"is needed with --ctrl where --host is {self.host}")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_certfile", "must be given together with ssl_keyfile")
         for name in ("max_body_bytes", "max_file_bytes", "max_connections"):

@@ -18,10 +18,12 @@ class Drain:
     def __init__(self) -> None:
         self.draining = False
         self.in_flight = 0
+        self.begun = asyncio.Event()
         self._idle = asyncio.Event()
 
     def begin(self) -> None:
         self.draining = True
+        self.begun.set()
         self._check()
 
     def enter(self) -> None:

@@ -24,6 +24,7 @@ from dlcore.serve.auth import load_api_keys
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
+from dlcore.serve.membership import membership
 from dlcore.serve.server import make_server
 
 try:
@@ -122,7 +123,8 @@ async def serve(
         gc.collect()
         gc.freeze()
         server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
-        await server.serve(sockets=[listener])
+        async with membership(config, _url(config, listener), server, ctx.drain):
+            await server.serve(sockets=[listener])
         if rpc is not None:
             await rpc.stop(0 if server.force_exit else config.drain_timeout or None)
         return server.exit_code
