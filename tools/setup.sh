@@ -10,7 +10,7 @@ dev=0
 
 apt_packages=(g++ curl ca-certificates python3 python3-dev python3-venv)
 if [ "$dev" = 1 ]; then
-  apt_packages+=(ninja-build libgtest-dev libgmock-dev libbenchmark-dev libibverbs-dev qemu-system-x86 clang-format clang-tidy git chromium)
+  apt_packages+=(ninja-build libgtest-dev libgmock-dev libbenchmark-dev libibverbs-dev qemu-system-x86 clang-format clang-tidy git chromium redis-server)
 fi
 
 missing=()
@@ -35,7 +35,7 @@ echo "== installing PyTorch"
 echo "== building and installing dlcore"
 "${pip[@]}" nanobind scikit-build-core cmake ninja numpy
 if [ "$dev" = 1 ]; then
-  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,grammar]"
+  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,grammar]"
 else
   "${pip[@]}" --no-build-isolation .
 fi
