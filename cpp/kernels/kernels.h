@@ -96,4 +96,37 @@ struct dlk_sampling {
 // python/dlcore/ops/sample.py defines them.
 int dlk_random_sample(const dlk_sampling* args, cudaStream_t stream);
 
+// What one draw per row needs.
+struct dlk_sampling {
+  const void* logits;  // [S, vocab] float32, or bf16
+  const int32_t* row_slots;  // [S], -1: no draw, sampled = -1
+  const float *temperature, *top_p, *min_p;  // [S]; temperature 0 = argmax
+  const int32_t* top_k;                      // [S], 0 = all
+  const int64_t* seeds;                      // [S]
+  const int32_t* sample_positions;           // [S]
+  int32_t* sampled;                          // [S]
+  int32_t* last_tokens;                      // at row_slots
+  // Masks, bias and penalties, or null: the arena with its header, and
+  const int32_t* arena;
+  const int32_t* mask_rows;  // [S], -1 = no mask
+  const float *presence_penalty, *frequency_penalty, *repetition_penalty;  // [S]
+  int32_t* token_counts;  // [*, vocab] at row_slots; counts the drawn token
+  int logits_are_bf16, num_rows, vocab;
+};
+// sampled = a draw from softmax(ruled logits / temperature) cut by min-p, top-k (ties of the last
+// kept), then top-p, by Gumbel noise keyed by (seed, position, token); exact, without a sort.
+int dlk_sample(const dlk_sampling* args, cudaStream_t stream);
+
+struct dlk_logprobs {
+  const void* logits;            // [S, vocab] float32, or bf16
+  const int32_t* target_tokens;  // [S]: the token to score, -1 = sampled
+  const int32_t* sampled;        // [S], -1 beside target -1: padding, nothing is written
+  float* logprobs;               // [S]
+  int32_t* ranks;                // [S], 1 = most likely
+  int32_t* top_ids;              // [S, num_top], most likely first, lowest index first; else -1
+  float* top_logprobs;           // [S, num_top]; else -inf
+  int logits_are_bf16, num_rows, vocab, num_top;  // num_top <= 1024
+};
+int dlk_logprobs_of(const dlk_logprobs* args, cudaStream_t stream);
+
 }  // extern "C"
