@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dlcore.ops import kernels
+from dlcore.attention import triton_attention
+from dlcore.ops import kernels, sample_kernels
+from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
 L2_BYTES = 50e6
 EPS = 1e-6
@@ -238,25 +240,62 @@ def prefill_cases() -> Iterator[Case]:
         ([4096], [4096]),
         ([8192], [8192]),
         ([2048], [32768]),
+        ([2048] * 32, [2048] * 32),
         ([512] * 4, [512] * 4),
         ([64] * 32, [1024] * 32),
     )
     for shape in SHAPES:
         for query_lens, seq_lens in batches:
-            yield _prefill_case(shape, query_lens, seq_lens)
+            yield from _prefill_cases(shape, query_lens, seq_lens)
 
 
-def _prefill_case(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> Case:
+def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> Iterator[Case]:
     lengths = zip(query_lens, seq_lens, strict=True)
     pairs = sum(q * (n - q) + q * (q + 1) / 2 for q, n in lengths)
     kv = paged_kv(shape, query_lens, seq_lens)
     q = bf16(sum(query_lens), shape.q_heads, shape.head_dim)
-    return Case(
-        op="prefill_attention",
+    case = functools.partial(
+        Case,
         shape=f"{shape.name} q{query_lens[0]}x{len(query_lens)} ctx{seq_lens[0]}",
         num_sets=1,
         flops=4.0 * pairs * shape.q_heads * shape.head_dim,
+    )
+    yield case(
+        op="prefill_attention",
         run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q)),
+    )
+    step, state = _as_step(kv, q.shape[0])
+    yield case(
+        op="prefill_attention/triton",
+        run=lambda i: triton_attention.paged_attention(q, kv.kv_cache, step, state, kv.scale),
+    )
+
+
+def _as_step(kv: kernels.PagedKv, num_tokens: int) -> tuple[StepBuffers, DeviceState]:
+    """What an attention backend reads of `kv`."""
+    empty = torch.zeros(num_tokens, dtype=torch.int32, device="cuda")
+    assert kv.query_start_loc is not None
+    assert kv.seq_slots is not None
+    step = StepBuffers(
+        kind="mixed",
+        arena=empty,
+        header=empty,
+        token_ids=empty,
+        positions=empty,
+        slot_mapping=empty,
+        token_seq=empty,
+        query_start_loc=kv.query_start_loc,
+        seq_lens=kv.seq_lens,
+        seq_slots=kv.seq_slots,
+        logits_indices=empty,
+        row_fields=empty,
+    )
+    return step, _state(kv.block_tables, empty)
+
+
+def _state(block_tables: Tensor, last_tokens: Tensor) -> DeviceState:
+    return DeviceState(
+        block_tables=block_tables, last_tokens=last_tokens, token_counts=last_tokens, kv_caches=()
     )
 
 
@@ -299,6 +338,56 @@ def _sample_case(rows: int, name: str, top_k: int, top_p: float) -> Case:
         num_sets=num_sets,
         num_bytes=2.0 * rows * VOCAB,
         run=lambda i: kernels.random_sample(logits[i], *cuts, workspace),
+    )
+
+
+def draw_cases() -> Iterator[Case]:
+    for rows in (1, 64, 256):
+        for name, top_k, top_p in (("uncut", 0, 1.0), ("top_k50_p0.9", 50, 0.9), ("p0.9", 0, 0.9)):
+            for dtype in (torch.float32, torch.bfloat16):
+                yield _draw_case(rows, name, top_k, top_p, dtype, with_logprobs=False)
+        yield _draw_case(rows, "logprobs", 50, 0.9, torch.bfloat16, with_logprobs=True)
+
+
+def _draw_case(
+    rows: int, name: str, top_k: int, top_p: float, dtype: torch.dtype, *, with_logprobs: bool
+) -> Case:
+    num_bytes = float(dtype.itemsize * rows * VOCAB)
+    logits = [bf16(rows, VOCAB, scale=3.0).to(dtype) for _ in range(sets_for(num_bytes))]
+    ones = torch.ones(rows, device="cuda")
+    ints = torch.zeros(rows, dtype=torch.int32, device="cuda")
+    sampler = SamplerBuffers(
+        variant="random",
+        arena=ints,
+        header=ints,
+        row_slots=torch.arange(rows, dtype=torch.int32, device="cuda"),
+        target_tokens=ints - 1,
+        sampled_tokens=ints.clone(),
+        temperature=ones,
+        top_p=ones * top_p,
+        min_p=ones * 0,
+        top_k=ints + top_k,
+        seeds=ints.long(),
+        sample_positions=ints,
+        sampled_logprobs=ones.clone(),
+        sampled_ranks=ints.clone(),
+        top_ids=torch.zeros(rows, 20, dtype=torch.int32, device="cuda"),
+        top_logprobs=torch.zeros(rows, 20, device="cuda"),
+    )
+    state = _state(ints, ints.clone())
+
+    def run(i: int) -> None:
+        if with_logprobs:
+            sample_kernels.write_logprobs(logits[i], sampler)
+        else:
+            sample_kernels.draw(logits[i], sampler, state)
+
+    return Case(
+        op="logprobs" if with_logprobs else "draw",
+        shape=f"S{rows} {name} {str(dtype)[6:]}",
+        num_sets=len(logits),
+        num_bytes=num_bytes,
+        run=run,
     )
 
 
@@ -377,6 +466,7 @@ def main() -> None:
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,
         "sample": sample_cases,
+        "draw": draw_cases,
         "decode_attention": decode_cases,
         "prefill_attention": prefill_cases,
         "linear": lambda: linear_cases(tuple(args.tokens), tuple(args.row_tiles)),

@@ -97,7 +97,7 @@ struct dlk_sampling {
 int dlk_random_sample(const dlk_sampling* args, cudaStream_t stream);
 
 // What one draw per row needs.
-struct dlk_sampling {
+struct dlk_draw {
   const void* logits;  // [S, vocab] float32, or bf16
   const int32_t* row_slots;  // [S], -1: no draw, sampled = -1
   const float *temperature, *top_p, *min_p;  // [S]; temperature 0 = argmax
@@ -115,7 +115,7 @@ struct dlk_sampling {
 };
 // sampled = a draw from softmax(ruled logits / temperature) cut by min-p, top-k (ties of the last
 // kept), then top-p, by Gumbel noise keyed by (seed, position, token); exact, without a sort.
-int dlk_sample(const dlk_sampling* args, cudaStream_t stream);
+int dlk_sample(const dlk_draw* args, cudaStream_t stream);
 
 struct dlk_logprobs {
   const void* logits;            // [S, vocab] float32, or bf16

@@ -35,6 +35,7 @@ struct RowShared {
   u64 broadcast[2];     // the leader's word to all
   u64 scratch[2][kRowWarps];
   u64 nucleus_end;
+  unsigned best_score;  // of the block so far, as ordered bits
   unsigned list_size;
   struct {
     int bin;  // -1: all bins together do not reach the amount
@@ -130,7 +131,7 @@ struct Row {
   }
 
   __device__ __forceinline__ u64 Mass(float x) const {
-    return static_cast<u64>(__float2ull_rn(expf(x - max) * kMassOne));
+    return static_cast<u64>(__float2ull_rn(__expf(x - max) * kMassOne));
   }
   __device__ __forceinline__ int DistanceBin(float x) const {
     return min(__float2int_rz((max - x) * kBinsPerUnit), kBins - 1);
@@ -211,20 +212,29 @@ static __device__ __noinline__ u64 ListNucleus(Row& row, unsigned size, u64 lowe
   return shared.nucleus_end;
 }
 
-// One histogram of the ranks in [low, high], over the cluster: found tells the bin in which the
+// One histogram over the cluster, of the ranks in [low, high], or with shift < 0 of the values'
+// distances from the maximum (then low has no index bits): found tells the bin in which the
 // running sum reaches the amount (with `share` >= 0: that share of all the mass).
 __device__ inline void FindBin(Row& row, u64 low, u64 high, int shift, bool by_mass, float share,
                                u64 amount) {
   RowShared& shared = row.shared;
   auto cluster = cg::this_cluster();
+  const float low_value = ValueOf(low);
   for (int i = threadIdx.x; i < kBins; i += kRowThreads) {
-    shared.counts[i] = shared.mass_low[i] = shared.mass_high[i] = 0;
+    shared.counts[i] = 0;
+    if (by_mass) shared.mass_low[i] = shared.mass_high[i] = 0;
   }
   __syncthreads();
   row.ForEach([&](float x, int token) {
-    const u64 rank = Rank(x, token);
-    if (rank < low || rank > high) return;
-    const int bin = shift < 0 ? row.DistanceBin(x) : static_cast<int>((high - rank) >> shift);
+    int bin;
+    if (shift < 0) {
+      if (x < low_value) return;
+      bin = row.DistanceBin(x);
+    } else {
+      const u64 rank = Rank(x, token);
+      if (rank < low || rank > high) return;
+      bin = static_cast<int>((high - rank) >> shift);
+    }
     atomicAdd(&shared.counts[bin], 1);
     if (!by_mass) return;
     const u64 mass = row.Mass(x);
@@ -275,19 +285,22 @@ __device__ inline void FindBin(Row& row, u64 low, u64 high, int shift, bool by_m
 
 // The interval of values in one bin of the first histogram: its bins fall as values rise.
 __device__ inline void NarrowToDistanceBin(const Row& row, int bin, u64& low, u64& high) {
-  unsigned first = OrderedBits(-FLT_MAX), last = OrderedBits(row.max);
-  unsigned a = first, b = last;  // the lowest value whose bin is at most `bin`
-  while (a < b) {
-    const unsigned middle = a + (b - a) / 2;
-    row.DistanceBin(FromOrderedBits(middle)) <= bin ? b = middle : a = middle + 1;
-  }
-  low = ::max(low, static_cast<u64>(a) << 32);
-  b = last;  // and the highest whose bin is at least `bin`
-  while (a < b) {
-    const unsigned middle = b - (b - a) / 2;
-    row.DistanceBin(FromOrderedBits(middle)) >= bin ? a = middle : b = middle - 1;
-  }
-  high = ::min(high, static_cast<u64>(a) << 32 | 0xffffffffu);
+  // The lowest value whose bin is at most `bin`, near where exact arithmetic would have it.
+  auto first_of = [&](int bin) {
+    unsigned a = OrderedBits(-FLT_MAX), b = OrderedBits(row.max);
+    const float distance = static_cast<float>(bin + 1) / kBinsPerUnit;
+    const float slack = (fabsf(row.max) + distance) * 0x1p-22f;
+    const float below = row.max - distance - slack, above = row.max - distance + slack;
+    if (row.DistanceBin(below) > bin) a = OrderedBits(below);
+    if (row.DistanceBin(above) <= bin) b = ::min(b, OrderedBits(above));
+    while (a < b) {
+      const unsigned middle = a + (b - a) / 2;
+      row.DistanceBin(FromOrderedBits(middle)) <= bin ? b = middle : a = middle + 1;
+    }
+    return static_cast<u64>(a) << 32;
+  };
+  low = ::max(low, first_of(bin));
+  if (bin > 0) high = ::min(high, first_of(bin - 1) - 1);
 }
 
 // Brings the ranks in [low, high] to the leader's list, sorted.

@@ -31,14 +31,17 @@ struct Noise {
     k1 = Mix(Mix(Mix(low) ^ high) + kGolden * (static_cast<unsigned>(position) + 1));
     k2 = Mix(k1 ^ kGolden);
   }
-  __device__ float Uniform(int token) const {
-    const unsigned bits = Mix(Mix((static_cast<unsigned>(token) * kGolden) ^ k1) + k2);
-    return fminf((__uint2float_rn(bits) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
+  __device__ float Bits(int token) const {
+    return __uint2float_rn(Mix(Mix((static_cast<unsigned>(token) * kGolden) ^ k1) + k2));
   }
-  __device__ static float Exact(float u) { return -logf(-log1pf(-u)); }
-  // At least Exact(u), by far less than 0.1.
-  __device__ static float Bound(float u) {
-    return 0.01f - __logf(u < 1e-3f ? u : -__logf(1.0f - u));
+  // False only if x plus its noise is below `score`: noise -log(E) with E >= u reaches score - x
+  // only where u <= exp(x - score).
+  __device__ static bool MayReach(float score, float x, float bits) {
+    return bits <= 4299262263.0f * __expf(x - score);  // 2^32 and a little
+  }
+  __device__ static float Gumbel(float bits) {
+    const float u = fminf((bits + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
+    return -logf(-log1pf(-u));
   }
 };
 
@@ -99,7 +102,7 @@ struct Rules {
   float repetition, frequency, presence;
   int vocab;
 
-  __device__ Rules(const dlk_sampling& a, int row, int slot) : vocab(a.vocab) {
+  __device__ Rules(const dlk_draw& a, int row, int slot) : vocab(a.vocab) {
     const int mask_row = a.mask_rows[row];
     if (mask_row >= 0) {
       mask = a.arena + a.arena[kMasksOffset] +
@@ -112,7 +115,7 @@ struct Rules {
       counts = a.token_counts + static_cast<int64_t>(slot) * a.vocab;
     }
   }
-  __device__ static void AddBias(const dlk_sampling& a, int row_index, const Row& row) {
+  __device__ static void AddBias(const dlk_draw& a, int row_index, const Row& row) {
     const int32_t* entries = a.arena + a.arena[kBiasOffset];
     const int num_bias = a.arena[kNumBias];
     __syncthreads();
@@ -155,9 +158,35 @@ __device__ u64 CutDistribution(Row& row, int top_k, float top_p, float min_p) {
   return Broadcast(row, rank);
 }
 
+// The block's best score among ranks of at least `lowest`. Its best so far spares almost all
+// other tokens the logarithms.
+__device__ u64 DrawBest(const Row& row, u64 lowest, const Noise& noise) {
+  unsigned* shared_best = &row.shared.best_score;
+  if (threadIdx.x == 0) *shared_best = OrderedBits(-FLT_MAX);
+  __syncthreads();
+  const float lowest_value = ValueOf(lowest);
+  u64 best = 0;
+  for (int i = threadIdx.x * 4; i < row.slice; i += kRowThreads * 4) {
+    const float4 v = *reinterpret_cast<const float4*>(row.values + i);
+    const float x[4] = {v.x, v.y, v.z, v.w};
+    const float score = FromOrderedBits(*static_cast<volatile unsigned*>(shared_best));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int token = row.first_token + i + j;
+      if (x[j] < lowest_value) continue;
+      const float bits = noise.Bits(token);
+      if (!Noise::MayReach(score, x[j], bits) || Rank(x[j], token) < lowest) continue;
+      const u64 key = Rank(x[j] + Noise::Gumbel(bits) + 0.0f, token);
+      best = ::max(best, key);
+      atomicMax(shared_best, static_cast<unsigned>(key >> 32));
+    }
+  }
+  return best;
+}
+
 template <class Logit, bool kRules>
 __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads, 2)
-    Sample(const dlk_sampling a) {
+    Sample(const dlk_draw a) {
   extern __shared__ __align__(16) char shared_bytes[];
   AllowNext();
   WaitForPrevious();
@@ -193,14 +222,7 @@ __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads
     const u64 lowest = CutDistribution(row, a.top_k[index], a.top_p[index], a.min_p[index]);
     const Noise noise(a.seeds[index], a.sample_positions[index]);
     float best_score = -INFINITY;
-    row.ForEach([&](float x, int token) {
-      if (Rank(x, token) < lowest) return;
-      const float u = noise.Uniform(token);
-      if (x + Noise::Bound(u) < best_score) return;
-      const float score = x + Noise::Exact(u) + 0.0f;
-      best = ::max(best, Rank(score, token));
-      best_score = fmaxf(best_score, score);
-    });
+    best = DrawBest(row, lowest, noise);
   }
   best = row.ReduceMax(best);
   if (is_leader) {
@@ -262,9 +284,9 @@ __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads
 }  // namespace
 }  // namespace dlcore::kernels
 
-int dlk_sample(const dlk_sampling* args, cudaStream_t stream) {
+int dlk_sample(const dlk_draw* args, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  const dlk_sampling& a = *args;
+  const dlk_draw& a = *args;
   if (a.num_rows == 0) return cudaSuccess;
   auto* kernel = a.logits_are_bf16 ? (a.arena != nullptr ? Sample<bf16, true> : Sample<bf16, false>)
                                    : (a.arena != nullptr ? Sample<float, true>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlcore.ops import kernels
+from dlcore.ops import kernels, sample_kernels
 from dlcore.ops.logits_rules import (
     apply_bias,
     apply_masks,
@@ -24,6 +24,9 @@ def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
     if sampler.variant == "greedy" and space is not None and kernels.argmax_supports(logits):
         kernels.argmax(logits, sampler.row_slots, sampler.sampled_tokens, state.last_tokens, space)
         return
+    if sampler.variant != "greedy" and sample_kernels.supports(logits, sampler.variant):
+        _sample_by_kernels(logits, sampler, state)
+        return
     # Padding and prompt-logprob rows have slot -1: no token, and the scratch row of last_tokens.
     no_token = sampler.row_slots < 0
     if sampler.variant == "greedy":
@@ -35,6 +38,14 @@ def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
         no_token = no_token | none_allowed
     sampler.sampled_tokens.copy_(tokens.masked_fill(no_token, -1))
     state.last_tokens[sampler.row_slots.long()] = tokens
+
+
+def _sample_by_kernels(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
+    if sampler.variant == "full":
+        update_token_counts(sampler, state)
+    sample_kernels.draw(logits, sampler, state)
+    if sampler.variant == "full":
+        sample_kernels.write_logprobs(logits, sampler)
 
 
 def _random(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> Tensor:

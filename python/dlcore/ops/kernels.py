@@ -85,6 +85,8 @@ _SIGNATURES = {
     "dlk_decode_attention": [ctypes.POINTER(_Attention), _PTR],
     "dlk_prefill_attention": [ctypes.POINTER(_Attention), _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
+    "dlk_sample": [_PTR, _PTR],
+    "dlk_logprobs_of": [_PTR, _PTR],
     "dlk_random_sample": [ctypes.POINTER(_Sampling), _PTR],
     "dlk_argmax": [_PTR, _INT, _PTR, _PTR, _PTR, _PTR, _INT, _INT, _PTR],
 }
@@ -136,6 +138,14 @@ def _ptr(t: Tensor | None) -> int | None:
     if not t.is_contiguous():
         raise ValueError(f"a kernel's argument must be contiguous, not of strides {t.stride()}")
     return t.data_ptr()
+
+
+def call(name: str, args: ctypes.Structure) -> None:
+    """Launches a kernel whose arguments are one struct."""
+    _call(name, ctypes.byref(args))
+
+
+pointer = _ptr
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
