@@ -221,7 +221,6 @@ __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads
   } else {
     const u64 lowest = CutDistribution(row, a.top_k[index], a.top_p[index], a.min_p[index]);
     const Noise noise(a.seeds[index], a.sample_positions[index]);
-    float best_score = -INFINITY;
     best = DrawBest(row, lowest, noise);
   }
   best = row.ReduceMax(best);

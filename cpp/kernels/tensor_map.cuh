@@ -8,9 +8,9 @@
 
 namespace dlcore::kernels {
 
-// [rows, columns] with boxes of [box_rows, 64]: 128 bytes a row, swizzled as wgmma wants them.
-inline cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, uint64_t rows,
-                                   uint64_t columns, uint32_t box_rows) {
+template <int kDims>
+cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, const cuuint64_t (&sizes)[kDims],
+                            const cuuint32_t (&box)[kDims]) {
   static const auto encode = [] {
     void* symbol = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -19,15 +19,29 @@ inline cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, uint64_t 
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(symbol);
   }();
   if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t sizes[2] = {columns, rows};
-  const cuuint64_t strides[1] = {columns * 2};
-  const cuuint32_t box[2] = {64, box_rows};
-  const cuuint32_t element_strides[2] = {1, 1};
+  cuuint64_t strides[kDims - 1], stride = 2;
+  cuuint32_t element_strides[kDims];
+  for (int i = 0; i < kDims; ++i) {
+    element_strides[i] = 1;
+    stride *= sizes[i];
+    if (i + 1 < kDims) strides[i] = stride;
+  }
   const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(base), sizes, strides, box,
-             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims, const_cast<void*>(base), sizes, strides,
+             box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// [rows, columns] with boxes of [box_rows, 64]: 128 bytes a row, swizzled as wgmma wants them.
+inline cudaError_t EncodeMatrix(CUtensorMap* map, const void* base, uint64_t rows, uint64_t columns,
+                                uint32_t box_rows) {
+  return EncodeTensorMap<2>(map, base, {columns, rows}, {64, box_rows});
+}
+// [tokens, heads, columns] with boxes of [box_tokens, box_heads, 64].
+inline cudaError_t EncodeHeads(CUtensorMap* map, const void* base, uint64_t tokens, uint64_t heads,
+                               uint64_t columns, uint32_t box_tokens, uint32_t box_heads) {
+  return EncodeTensorMap<3>(map, base, {columns, heads, tokens}, {64, box_heads, box_tokens});
 }
 
 // The box whose first element is (row, column). `shared` is 1024-byte aligned.
@@ -37,6 +51,16 @@ __device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map, in
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(SharedAddress(shared)),
       "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// The box whose first element is (token, head, column).
+__device__ __forceinline__ void CopyHeads(void* shared, const CUtensorMap* map, int token, int head,
+                                          int column, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(SharedAddress(shared)),
+      "l"(map), "r"(column), "r"(head), "r"(token), "r"(SharedAddress(barrier))
       : "memory");
 }
 
