@@ -113,6 +113,7 @@ struct dlk_draw {
   int32_t* token_counts;  // [*, vocab] at row_slots; counts the drawn token
   int logits_are_bf16, num_rows, vocab;
 };
+// With rules, sampled is -1 where they allow no token, or a logit is NaN.
 // sampled = a draw from softmax(ruled logits / temperature) cut by min-p, top-k (ties of the last
 // kept), then top-p, by Gumbel noise keyed by (seed, position, token); exact, without a sort.
 int dlk_sample(const dlk_draw* args, cudaStream_t stream);

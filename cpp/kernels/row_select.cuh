@@ -75,6 +75,7 @@ struct Row {
   float* values;  // [slice], a multiple of 4, -inf past the row's end; no NaN, no -0
   int slice, first_token;
   float max;      // of the row
+  bool has_nan;   // the row did; such values count as -inf
   // Of the two exchange and broadcast buffers, the next to use: each is written again only after
   // the barrier of the other's use.
   int next_exchange, next_broadcast;
@@ -85,6 +86,7 @@ struct Row {
         slice((((vocab + kRowBlocks - 1) / kRowBlocks) + 3) / 4 * 4),
         first_token(static_cast<int>(cg::this_cluster().block_rank()) * slice),
         max(-INFINITY),
+        has_nan(false),
         next_exchange(0),
         next_broadcast(0) {}
 

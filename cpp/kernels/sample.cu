@@ -78,10 +78,12 @@ __device__ void LoadRow(const Row& row, const Logit* logits, int vocab) {
 // Replaces each of the thread's own values, and finds the row's maximum.
 template <class Change>
 __device__ void ChangeValues(Row& row, Change change) {
-  float m = -INFINITY;
-  auto keep = [&](float x) {  // NaN becomes -inf; adding 0 makes -0 0
-    x = x == x ? x + 0.0f : -INFINITY;
-    m = fmaxf(m, x);
+  constexpr unsigned kNan = 0xffffffffu;
+  unsigned largest = 0;
+  auto keep = [&](float x) {  // adding 0 makes -0 0
+    const bool is_nan = x != x;
+    x = is_nan ? -INFINITY : x + 0.0f;
+    largest = ::max(largest, is_nan ? kNan : OrderedBits(x));
     return x;
   };
   for (int i = threadIdx.x * 4; i < row.slice; i += kRowThreads * 4) {
@@ -92,7 +94,9 @@ __device__ void ChangeValues(Row& row, Change change) {
     v.z = keep(change(v.z, token + 2)), v.w = keep(change(v.w, token + 3));
     *p = v;
   }
-  row.max = FromOrderedBits(static_cast<unsigned>(row.ReduceMax(OrderedBits(m))));
+  largest = static_cast<unsigned>(row.ReduceMax(largest));
+  row.has_nan = largest == kNan;
+  row.max = FromOrderedBits(largest);
 }
 
 // Masks, bias and penalties of one row.
@@ -213,20 +217,20 @@ __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads
     ChangeValues(row, [&](float x, int) { return greedy ? x : __fdiv_rn(x, temperature); });
   }
 
-  u64 best = 0;
-  if (greedy) {
+  u64 best = 0;  // stays 0 where nothing can be drawn, or the model is broken
+  if (greedy && !row.has_nan) {
     row.ForEach([&](float x, int token) {
       if (x != -INFINITY) best = ::max(best, Rank(x, token));
     });
-  } else {
+  } else if (!row.has_nan) {
     const u64 lowest = CutDistribution(row, a.top_k[index], a.top_p[index], a.min_p[index]);
     const Noise noise(a.seeds[index], a.sample_positions[index]);
     best = DrawBest(row, lowest, noise);
   }
   best = row.ReduceMax(best);
   if (is_leader) {
-    const int token = best == 0 ? 0 : TokenOf(best);  // nothing is allowed: token 0
-    a.sampled[index] = token;
+    const int token = best == 0 ? 0 : TokenOf(best);
+    a.sampled[index] = best == 0 && kRules ? -1 : token;  // -1: nothing is allowed
     a.last_tokens[slot] = token;
     if (kRules) a.token_counts[static_cast<int64_t>(slot) * a.vocab + token] += 1;
   }

@@ -109,7 +109,7 @@ def test_tokens_equal_the_reference(variant: str, cut: str, dtype: torch.dtype, 
     logits = _logits(rows, vocab, dtype)
     sampler = replace(sampler, variant=variant)
     on_gpu, gpu_state = _cuda(sampler), _cuda(state)
-    sample_kernels.supports(logits.cuda())
+    assert sample_kernels.supports(logits.cuda(), variant)
     sample(logits.cuda(), on_gpu, gpu_state)
     torch.cuda.synchronize()
     sample(logits, sampler, state)
@@ -161,8 +161,10 @@ def test_equal_logits_are_cut_by_index(value: float) -> None:
     assert bool(((kept >= 0) & (kept <= int(vocab * 0.001) + 1)).all())
 
 
-def test_a_row_without_an_allowed_token_gets_token_0() -> None:
+def test_a_row_without_an_allowed_token_says_so() -> None:
     sampler, state = _buffers(4, 1000, [CUTS["all"]] * 4)
-    on_gpu = _cuda(replace(sampler, variant="random"))
-    sample(torch.full((4, 1000), -torch.inf).cuda(), on_gpu, _cuda(state))
-    assert on_gpu.sampled_tokens.tolist() == [0, 0, 0, -1]
+    on_gpu = _cuda(sampler)
+    logits = torch.randn(4, 1000)
+    logits[0], logits[1, 7] = -torch.inf, torch.nan
+    sample(logits.cuda(), on_gpu, _cuda(state))
+    assert [t < 0 for t in on_gpu.sampled_tokens.tolist()] == [True, True, False, True]

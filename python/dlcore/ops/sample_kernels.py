@@ -12,6 +12,9 @@ from dlcore.step_buffers import DeviceState, SamplerBuffers
 
 _PTR, _INT = ctypes.c_void_p, ctypes.c_int
 MAX_VOCAB = 320_000  # eight blocks' shared memory holds a row
+# A cluster per row beats ops.kernels.random_sample, a block per row, while rows are fewer than
+# multiprocessors.
+MAX_RANDOM_ROWS = 128
 
 
 def _fields(pointers: str, integers: str) -> tuple[tuple[str, type], ...]:
@@ -37,9 +40,11 @@ class _Logprobs(ctypes.Structure):
     )
 
 
-def supports(logits: Tensor) -> bool:
+def supports(logits: Tensor, variant: str) -> bool:
+    """Whether the kernels take these logits, and are the fastest way for this sampler variant."""
     return (
-        kernels.runs_on(logits.device)
+        (variant == "full" or logits.shape[0] <= MAX_RANDOM_ROWS)
+        and kernels.runs_on(logits.device)
         and logits.dtype in (torch.bfloat16, torch.float32)
         and logits.is_contiguous()
         and logits.shape[1] <= MAX_VOCAB
