@@ -14,6 +14,7 @@ from typing import Any
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy", "null")
 DEVICES = ("auto", "cpu", "cuda")
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "torch", "triton")
 OPTIONAL_COUNTS = (
     "max_model_len",
@@ -70,6 +71,7 @@ class EngineConfig:
     max_logprobs: int = 20
     enforce_eager: bool = False
     attention_backend: str = "auto"
+    kv_cache_dtype: str = "auto"  # "auto": the model's; "fp8": E4M3, half of bfloat16's memory
     cudagraph_capture_sizes: tuple[int, ...] | None = None
     watchdog_timeout_s: float = 120.0
 
@@ -78,6 +80,9 @@ class EngineConfig:
             raise ConfigError("model", "must be a model folder or a Hugging Face repository id")
         _check_choice("load_format", self.load_format, LOAD_FORMATS)
         _check_choice("device", self.device, DEVICES)
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        if self.kv_cache_dtype == "fp8_e4m3":
+            object.__setattr__(self, "kv_cache_dtype", "fp8")
         _check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _check_choice("dtype", self.dtype, tuple(DTYPE_NAMES))
         object.__setattr__(self, "dtype", DTYPE_NAMES[self.dtype])
@@ -130,6 +135,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str  # "float32" | "float16" | "bfloat16"
     hf_config: Mapping[str, Any]
+    kv_cache_dtype: str = "auto"  # "auto" (= dtype) | "fp8"
     # Sampling defaults the model's authors published (generation_config.json), by
     # SamplingParams field name: temperature, top_p, top_k, min_p, repetition_penalty.
     generation_defaults: Mapping[str, float] = field(default_factory=dict)

@@ -51,6 +51,7 @@ def read_model_config(config: EngineConfig, device: str) -> ModelConfig:
         eos_token_ids=_eos_token_ids(hf_config, generation),
         dtype=_dtype(config.dtype, hf_config, device),
         hf_config=hf_config,
+        kv_cache_dtype=config.kv_cache_dtype,
         generation_defaults=_generation_defaults(generation),
     )
 

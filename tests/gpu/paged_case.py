@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.step_buffers import DeviceState, StepBuffers
 
 needs_kernels = pytest.mark.skipif(
     not torch.cuda.is_available() or not kernels.runs_on(torch.device("cuda", 0)),
@@ -82,6 +83,32 @@ class PagedCase:
             scale=head_dim**-0.5,
         )
         return cls(q=q.bfloat16(), kv=kv, keys=keys, values=values, query_lens=query_lens)
+
+    def as_step(self, kind: str) -> tuple[StepBuffers, DeviceState]:
+        """What an attention backend reads of the case."""
+        empty = torch.zeros(self.q.shape[0], dtype=torch.int32, device=self.q.device)
+        starts, slots = self.kv.query_start_loc, self.kv.seq_slots
+        assert starts is not None
+        assert slots is not None
+        step = StepBuffers(
+            kind=kind,
+            arena=empty,
+            header=empty,
+            token_ids=empty,
+            positions=empty,
+            slot_mapping=empty,
+            token_seq=empty,
+            query_start_loc=starts,
+            seq_lens=self.kv.seq_lens,
+            seq_slots=slots,
+            logits_indices=empty,
+            row_fields=empty,
+        )
+        tables = self.kv.block_tables
+        state = DeviceState(
+            block_tables=tables, last_tokens=empty, token_counts=empty, kv_caches=()
+        )
+        return step, state
 
     def reference(self, seq: int) -> tuple[slice, Tensor]:
         """Where sequence `seq`'s queries lie, and their attention in float32: [n, Hq, D]."""

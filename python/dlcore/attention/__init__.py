@@ -14,13 +14,20 @@ from dlcore.step_buffers import DeviceState, StepBuffers
 
 class AttentionBackend(Protocol):
     def __call__(
-        self, q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+        self,
+        q: Tensor,
+        kv_cache: Tensor,
+        step: StepBuffers,
+        state: DeviceState,
+        scale: float,
+        kv_scales: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of each query token over its sequence's context.
 
         q: [T, Hq, D], the tokens of sequence i at query_start_loc[i] .. query_start_loc[i + 1],
         the last of them at position seq_lens[i] - 1. kv_cache: [blocks, 2, Hk, block_size, D],
-        already holding this step's k and v; sequence i's blocks are row `seq_slots[i]` of
+        already holding this step's k and v, of q's dtype, or E4M3 with kv_scales [2, Hk] float32
+        (see quant.fp8); sequence i's blocks are row `seq_slots[i]` of
         `state.block_tables`. Returns [T, Hq, D]; what padding tokens get is meaningless.
         """
         ...

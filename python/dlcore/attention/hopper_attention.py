@@ -32,15 +32,21 @@ class HopperAttention:
         )
 
     def __call__(
-        self, q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+        self,
+        q: Tensor,
+        kv_cache: Tensor,
+        step: StepBuffers,
+        state: DeviceState,
+        scale: float,
+        kv_scales: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
         is_mixed = step.kind == "mixed"
         if not _supports(q, kv_cache, step, is_mixed):
-            return triton_attention.paged_attention(q, kv_cache, step, state, scale)
+            return triton_attention.paged_attention(q, kv_cache, step, state, scale, kv_scales)
         paged = kernels.PagedKv(
             kv_cache=kv_cache,
-            kv_scales=None,
+            kv_scales=kv_scales,
             query_start_loc=step.query_start_loc if is_mixed else None,
             seq_lens=step.seq_lens,
             seq_slots=step.seq_slots,
@@ -57,8 +63,9 @@ class HopperAttention:
 def _supports(q: Tensor, kv_cache: Tensor, step: StepBuffers, is_mixed: bool) -> bool:
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     return (
-        (not is_mixed or head_dim == kernels.PREFILL_HEAD_DIM)
-        and kernels.usable(q, kv_cache)
+        (not is_mixed or (head_dim == kernels.PREFILL_HEAD_DIM and kv_cache.dtype == q.dtype))
+        and kernels.usable(q)
+        and kv_cache.dtype in kernels.KV_CACHE_DTYPES
         and head_dim in kernels.ATTENTION_HEAD_DIMS
         and block_size in (16, 32, 64)
         and q.shape[1] // num_kv_heads <= kernels.MAX_ATTENTION_GROUP

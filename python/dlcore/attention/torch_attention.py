@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlcore.quant.fp8 import dequantize
 from dlcore.step_buffers import DeviceState, StepBuffers
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    q: Tensor,
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See AttentionBackend. Reads lengths on the host, so it cannot be captured."""
     tables = state.block_tables[step.seq_slots.long()].long()
     seq_lens = step.seq_lens.tolist()
+    cache = _Cache(kv_cache, kv_scales, q.dtype)
     if step.kind == "decode":
-        return _decode(q, kv_cache, tables, seq_lens, scale)
+        return _decode(q, cache, tables, seq_lens, scale)
     out = torch.zeros_like(q)
     starts = step.query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens):
         query = slice(starts[i], starts[i + 1])
         if query.start < query.stop:
-            out[query] = _prefill(q[query], kv_cache, tables[i : i + 1], seq_len, scale)
+            out[query] = _prefill(q[query], cache, tables[i : i + 1], seq_len, scale)
     return out
 
 
-def _context(kv_cache: Tensor, tables: Tensor, max_len: int) -> tuple[Tensor, Tensor]:
-    """k and v of positions 0 .. max_len - 1. tables: [n, blocks] -> [n, Hk, max_len, D] each."""
-    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
-    num_blocks = -(-max_len // block_size)
-    blocks = kv_cache.index_select(0, tables[:, :num_blocks].flatten())
-    blocks = blocks.view(tables.shape[0], num_blocks, *kv_cache.shape[1:])
-    shape = (2, tables.shape[0], num_kv_heads, num_blocks * block_size, head_dim)
-    k, v = blocks.permute(2, 0, 3, 1, 4, 5).reshape(shape)[:, :, :, :max_len]
-    return k, v
+class _Cache(NamedTuple):
+    blocks: Tensor  # [blocks, 2, Hk, block_size, D]
+    scales: Tensor | None  # [2, Hk] of E4M3 blocks
+    dtype: torch.dtype  # to attend in
+
+    def context(self, tables: Tensor, max_len: int) -> tuple[Tensor, Tensor]:
+        """k, v of positions 0 .. max_len - 1. tables: [n, blocks] -> [n, Hk, max_len, D] each."""
+        num_kv_heads, block_size, head_dim = self.blocks.shape[2:]
+        num_blocks = -(-max_len // block_size)
+        index = tables[:, :num_blocks].flatten()
+        if self.scales is None:
+            blocks = self.blocks.index_select(0, index)
+        else:  # torch gathers bytes, not E4M3
+            stored = self.blocks.view(torch.uint8).index_select(0, index).view(self.blocks.dtype)
+            blocks = dequantize(stored, self.scales[:, :, None, None], self.dtype)
+        blocks = blocks.view(tables.shape[0], num_blocks, *self.blocks.shape[1:])
+        shape = (2, tables.shape[0], num_kv_heads, num_blocks * block_size, head_dim)
+        k, v = blocks.permute(2, 0, 3, 1, 4, 5).reshape(shape)[:, :, :, :max_len]
+        return k, v
 
 
-def _prefill(q: Tensor, kv_cache: Tensor, table: Tensor, seq_len: int, scale: float) -> Tensor:
+def _prefill(q: Tensor, cache: _Cache, table: Tensor, seq_len: int, scale: float) -> Tensor:
     """One sequence. q: [n, Hq, D], its last n positions; table: [1, blocks] -> [n, Hq, D]."""
     num_queries = q.shape[0]
-    k, v = _context(kv_cache, table, seq_len)
+    k, v = cache.context(table, seq_len)
     queries = q.transpose(0, 1).unsqueeze(0)
     mask = None
     if num_queries != seq_len:
@@ -52,16 +71,14 @@ def _prefill(q: Tensor, kv_cache: Tensor, table: Tensor, seq_len: int, scale: fl
     return out[0].transpose(0, 1)
 
 
-def _decode(
-    q: Tensor, kv_cache: Tensor, tables: Tensor, seq_lens: list[int], scale: float
-) -> Tensor:
+def _decode(q: Tensor, cache: _Cache, tables: Tensor, seq_lens: list[int], scale: float) -> Tensor:
     """One query per sequence, all sequences at once. q: [S, Hq, D], tables: [S, blocks].
 
     The heads of a group are the query rows of their kv head, so no kv head is read twice.
     """
     num_seqs, num_heads, head_dim = q.shape
     max_len = max(seq_lens)
-    k, v = _context(kv_cache, tables, max_len)
+    k, v = cache.context(tables, max_len)
     num_kv_heads = k.shape[1]
     mask = None
     if num_seqs > 1:

@@ -32,17 +32,27 @@ def available() -> bool:
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    q: Tensor,
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See AttentionBackend."""
     q = q.contiguous()
     if step.kind == "decode":
-        return _decode(q, kv_cache, step, state, scale)
-    return _mixed(q, kv_cache, step, state, scale)
+        return _decode(q, kv_cache, step, state, scale, kv_scales)
+    return _mixed(q, kv_cache, step, state, scale, kv_scales)
 
 
 def _mixed(
-    q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    q: Tensor,
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None,
 ) -> Tensor:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
@@ -53,6 +63,7 @@ def _mixed(
     _mixed_kernel[(num_tokens // block_q + step.num_seqs, num_kv_heads)](
         q,
         kv_cache,
+        kv_scales,
         out,
         step.query_start_loc,
         step.seq_lens,
@@ -76,7 +87,12 @@ def _mixed(
 
 
 def _decode(
-    q: Tensor, kv_cache: Tensor, step: StepBuffers, state: DeviceState, scale: float
+    q: Tensor,
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None,
 ) -> Tensor:
     num_seqs, num_heads, head_dim = q.shape
     num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
@@ -88,6 +104,7 @@ def _decode(
     _decode_kernel[(num_seqs, num_kv_heads, splits)](
         q,
         kv_cache,
+        kv_scales,
         partial,
         lse,
         step.seq_lens,
@@ -144,6 +161,7 @@ if triton is not None:
     def _attend(
         q,
         kv_cache,
+        kv_scales,
         block_table,
         kv_head,
         start,
@@ -167,6 +185,10 @@ if triton is not None:
         acc = tl.zeros([ROWS, PADDED_DIM], tl.float32)
         page: tl.constexpr = BLOCK_SIZE * HEAD_DIM
         scale_log2 = scale * 1.4426950408889634
+        v_scale = 1.0
+        if kv_scales is not None:
+            scale_log2 *= tl.load(kv_scales + kv_head)
+            v_scale = tl.load(kv_scales + NUM_KV_HEADS + kv_head)
         for tile in range(start, end, TILE):
             position = tile + tl.arange(0, TILE)
             inside = position < end
@@ -175,24 +197,25 @@ if triton is not None:
             base += (position % BLOCK_SIZE) * HEAD_DIM
             pointers = kv_cache + base[:, None] + dims[None, :]
             ok = inside[:, None] & dim_ok[None, :]
-            k = tl.load(pointers, mask=ok, other=0.0)
+            k = tl.load(pointers, mask=ok, other=0.0).to(q.dtype)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
             seen = inside[None, :] & (position[None, :] < limit[:, None])
             scores = tl.where(seen, scores, -1.0e30)
             new_max = tl.maximum(row_max, tl.max(scores, axis=1))
             weights = tl.where(seen, tl.exp2(scores - new_max[:, None]), 0.0)
             shrink = tl.exp2(row_max - new_max)
-            v = tl.load(pointers + NUM_KV_HEADS * page, mask=ok, other=0.0)
+            v = tl.load(pointers + NUM_KV_HEADS * page, mask=ok, other=0.0).to(q.dtype)
             acc = acc * shrink[:, None]
             acc += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
             row_sum = row_sum * shrink + tl.sum(weights, axis=1)
             row_max = new_max
-        return acc, row_max, row_sum
+        return acc * v_scale, row_max, row_sum
 
     @triton.jit
     def _mixed_kernel(
         q_ptr,
         kv_cache,
+        kv_scales,
         out_ptr,
         query_start_loc,
         seq_lens,
@@ -233,7 +256,8 @@ if triton is not None:
             end = tl.minimum(seq_len, seq_len - num_queries + first + BLOCK_Q)
             slot = tl.load(seq_slots + seq).to(tl.int64)
             acc, _, row_sum = _attend(
-                q, kv_cache, block_tables + slot * table_stride, kv_head, 0, end, limit, scale,
+                q, kv_cache, kv_scales, block_tables + slot * table_stride, kv_head,
+                0, end, limit, scale,
                 NUM_KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, ROWS, TILE, PRECISION,
             )  # fmt: skip
             out = acc / tl.maximum(row_sum, 1.0e-20)[:, None]
@@ -243,6 +267,7 @@ if triton is not None:
     def _decode_kernel(
         q_ptr,
         kv_cache,
+        kv_scales,
         partial_ptr,
         lse_ptr,
         seq_lens,
@@ -279,7 +304,8 @@ if triton is not None:
             slot = tl.load(seq_slots + seq).to(tl.int64)
             limit = tl.zeros([ROWS], tl.int32) + seq_len
             acc, row_max, row_sum = _attend(
-                q, kv_cache, block_tables + slot * table_stride, kv_head, start, end, limit, scale,
+                q, kv_cache, kv_scales, block_tables + slot * table_stride, kv_head,
+                start, end, limit, scale,
                 NUM_KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, ROWS, TILE, PRECISION,
             )  # fmt: skip
             place = (row * SPLITS + split).to(tl.int64)

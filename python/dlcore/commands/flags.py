@@ -11,7 +11,14 @@ import click
 import yaml
 
 from dlcore.bundled_model import make_config
-from dlcore.config import ATTENTION_BACKENDS, DEVICES, DTYPE_NAMES, LOAD_FORMATS, EngineConfig
+from dlcore.config import (
+    ATTENTION_BACKENDS,
+    DEVICES,
+    DTYPE_NAMES,
+    KV_CACHE_DTYPES,
+    LOAD_FORMATS,
+    EngineConfig,
+)
 from dlcore.sampling_params import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +45,10 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "max_waiting_requests": (int, "Refuse requests beyond this queue (0 = never)."),
     "enforce_eager": (bool, "Run without CUDA graphs: slower, for finding faults."),
     "attention_backend": (click.Choice(ATTENTION_BACKENDS), "Attention kernels."),
+    "kv_cache_dtype": (
+        click.Choice(KV_CACHE_DTYPES),
+        "fp8 = half the memory per token; answers differ slightly.",
+    ),
     "watchdog_timeout_s": (float, "A step that takes longer fails the engine (0 = off)."),
 }
 

@@ -32,6 +32,7 @@ class GqaAttention(nn.Module):
         self.scale = head_dim**-0.5
         self.norm_eps = norm_eps
         self.backend = backend
+        self.kv_scales: Tensor | None = None  # [2, Hk] float32 for an E4M3 cache
         self.qkv_proj = Linear(hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, bias)
         self.o_proj = Linear(num_heads * head_dim, hidden_size, bias)
         self.q_norm: nn.Parameter | None = None
@@ -65,6 +66,7 @@ class GqaAttention(nn.Module):
             step.positions,
             step.slot_mapping,
             kv_cache,
+            self.kv_scales,
         )
-        out = self.backend(q, kv_cache, step, state, self.scale).flatten(1)
+        out = self.backend(q, kv_cache, step, state, self.scale, self.kv_scales).flatten(1)
         return residual_linear(out, o_proj.weight, o_proj.bias, stream)

@@ -22,6 +22,7 @@ from dlcore.layers.rope import build_cos_sin
 from dlcore.model_folder import read_positive_int, rope_parameters
 from dlcore.ops.begin_step import begin_step
 from dlcore.ops.linear import linear, norm_swiglu, residual_linear
+from dlcore.quant.fp8 import E4M3
 from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
 
 
@@ -125,6 +126,7 @@ class Qwen3ForCausalLM(nn.Module):
         self.config = config
         self.hidden_size = config.hidden_size
         self.cos_sin = cos_sin
+        self.uses_fp8_kv_cache = False
         shape = (config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.layers = nn.ModuleList(
@@ -167,14 +169,27 @@ class Qwen3ForCausalLM(nn.Module):
 
     def cache_groups(self, block_size: int) -> list[tuple[str, int, int, int]]:
         config = self.config
-        entry = 2 * config.num_key_value_heads * config.head_dim * self.embed_tokens.element_size()
+        entry = 2 * config.num_key_value_heads * config.head_dim * self.kv_cache_dtype.itemsize
         return [("paged", config.num_hidden_layers, entry * block_size, 0)]
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> tuple[Tensor, ...]:
         config = self.config
         shape = (num_blocks + 1, 2, config.num_key_value_heads, block_size, config.head_dim)
-        weight = self.embed_tokens
-        return tuple(lazy_zeros(shape, weight.dtype, weight.device) for _ in self.layers)
+        device = self.embed_tokens.device
+        return tuple(lazy_zeros(shape, self.kv_cache_dtype, device) for _ in self.layers)
+
+    @property
+    def kv_cache_dtype(self) -> torch.dtype:
+        return E4M3 if self.uses_fp8_kv_cache else self.embed_tokens.dtype
+
+    def use_fp8_kv_cache(self) -> None:
+        """Keys and values become E4M3 with scale 1: k is normed per head, v small, and both far
+        from E4M3's largest number."""
+        self.uses_fp8_kv_cache = True
+        for layer in self.layers:
+            assert isinstance(layer, Qwen3DecoderLayer)
+            shape = (2, self.config.num_key_value_heads)
+            layer.attn.kv_scales = torch.ones(shape, device=self.embed_tokens.device)
 
 
 def _layer_weights(prefix: str, layer: Qwen3DecoderLayer, config: Qwen3Config) -> dict[str, Tensor]:
@@ -211,4 +226,7 @@ def build(
     cos_sin = build_cos_sin(rope, qwen3.head_dim, config.max_model_len, device)
     with torch.device("meta"):
         model = Qwen3ForCausalLM(qwen3, attention, cos_sin)
-    return model.to(getattr(torch, config.dtype)).to_empty(device=device)
+    model = model.to(getattr(torch, config.dtype)).to_empty(device=device)
+    if config.kv_cache_dtype == "fp8":
+        model.use_fp8_kv_cache()
+    return model

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.norm import rms_norm
+from dlcore.quant.fp8 import quantize
 
 
 def qk_norm_rope_kv_write(
@@ -18,6 +19,7 @@ def qk_norm_rope_kv_write(
     positions: Tensor,
     slot_mapping: Tensor,
     kv_cache: Tensor,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Norms q and k per head, rotates them, writes k and v to the cache, returns q.
 
@@ -28,12 +30,14 @@ def qk_norm_rope_kv_write(
     slot_mapping: [T] int32, block * block_size + offset; -1 = padding: nothing is kept. (The last
                   block of kv_cache is scratch, so a write to slot -1 lands there.)
     kv_cache:     [num_blocks + 1, 2, Hk, block_size, D], written in place
+    kv_scales:    [2, Hk] float32 of an E4M3 cache, see quant.fp8
     returns q:    [T, Hq, D]
     """
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
-    if kernels.usable(qkv, kv_cache) and head_dim in kernels.ROPE_HEAD_DIMS:
+    is_known = kv_cache.dtype in kernels.KV_CACHE_DTYPES
+    if kernels.usable(qkv) and is_known and head_dim in kernels.ROPE_HEAD_DIMS:
         return kernels.qk_norm_rope_kv_write(
-            qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache
+            qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache, kv_scales
         )
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
@@ -45,7 +49,12 @@ def qk_norm_rope_kv_write(
     slots = slot_mapping.long()
     block = slots.div(block_size, rounding_mode="floor")
     offset = slots - block * block_size
-    kv_cache[block, 0, :, offset] = q_and_k[:, num_q_heads:]
+    k = q_and_k[:, num_q_heads:]
+    if kv_scales is not None:  # torch has no indexed writes of E4M3: write its bytes
+        k = quantize(k, kv_scales[0, :, None]).view(torch.uint8)
+        v = quantize(v, kv_scales[1, :, None]).view(torch.uint8)
+        kv_cache = kv_cache.view(torch.uint8)
+    kv_cache[block, 0, :, offset] = k
     kv_cache[block, 1, :, offset] = v
     return q_and_k[:, :num_q_heads]
 

@@ -12,9 +12,9 @@ from dlcore.step_buffers import DeviceState, SamplerBuffers
 
 _PTR, _INT = ctypes.c_void_p, ctypes.c_int
 MAX_VOCAB = 320_000  # eight blocks' shared memory holds a row
-# A cluster per row beats ops.kernels.random_sample, a block per row, while rows are fewer than
-# multiprocessors.
-MAX_RANDOM_ROWS = 128
+# Without rules, ops.kernels.random_sample is faster for more rows: its one block a row keeps them
+# all in flight, where clusters of eight need several waves.
+MAX_RANDOM_ROWS = 32
 
 
 def _fields(pointers: str, integers: str) -> tuple[tuple[str, type], ...]:

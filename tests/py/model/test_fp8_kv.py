@@ -1,0 +1,115 @@
+"""The E4M3 KV cache: what is stored, what attention makes of it, what it costs in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model.random_steps import make_step, naive_attention
+from model.test_attention import random_lengths
+from tiny_checkpoints import TinyCheckpoint, tiny_checkpoint
+from torch import Tensor, nn
+
+from dlcore.attention import choose_attention, torch_attention
+from dlcore.config import ConfigError, EngineConfig
+from dlcore.llm import LLM
+from dlcore.model_folder import read_model_config
+from dlcore.models import build_model
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from dlcore.quant.fp8 import E4M3, dequantize, quantize
+from dlcore.sampling_params import SamplingParams
+
+
+def test_rounding_is_to_the_nearest_of_three_bits_and_saturates() -> None:
+    values = torch.randn(10_000) * 20
+    scales = torch.tensor(0.25)
+    back = dequantize(quantize(values, scales), scales, torch.float32)
+    normal = values.abs() > 2.0**-6 * 0.25
+    assert ((back - values).abs() <= values.abs() / 16)[normal].all()
+    assert dequantize(quantize(torch.tensor([1e9]), scales), scales, torch.float32) == 112.0
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_attention_equals_attention_over_the_stored_values(decode: bool, seed: int) -> None:
+    queries, lengths = random_lengths(seed, decode)
+    case = make_step(seed=seed, query_lens=queries, seq_lens=lengths)
+    scales = torch.rand(2, case.kv_cache.shape[2]) + 0.01
+    stored = quantize(case.kv_cache, scales[:, :, None, None])
+    out = torch_attention.paged_attention(case.q, stored, case.step, case.state, 0.2, scales)
+    case.kv_cache = dequantize(stored, scales[:, :, None, None], torch.float32)
+    torch.testing.assert_close(out.double(), naive_attention(case, 0.2), atol=2e-5, rtol=1e-4)
+
+
+def test_the_write_stores_what_the_plain_cache_would_hold_rounded() -> None:
+    num_tokens, heads, kv_heads, dim, block_size = 11, 4, 2, 32, 16
+    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * dim)
+    weight = nn.init.normal_(torch.empty(dim))
+    cos_sin = torch.randn(64, dim)
+    positions = torch.randint(64, (num_tokens,)).int()
+    slots = torch.randperm(3 * block_size)[:num_tokens].int()
+    slots[-1] = -1
+    shape = (4, 2, kv_heads, block_size, dim)
+    plain, stored = torch.zeros(shape), torch.zeros(shape).to(E4M3)
+    scales = torch.rand(2, kv_heads) + 0.1
+    arguments = (qkv, weight, weight, 1e-6, cos_sin, positions, slots)
+    q = qk_norm_rope_kv_write(*arguments, plain)
+    assert torch.equal(q, qk_norm_rope_kv_write(*arguments, stored, scales))
+    expected = quantize(plain, scales[:, :, None, None])
+    assert torch.equal(stored[:3].view(torch.uint8), expected[:3].view(torch.uint8))
+
+
+def test_an_unknown_format_is_one_clear_error() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype: must be one of auto, fp8"):
+        EngineConfig(model="m", kv_cache_dtype="int4")
+    assert EngineConfig(model="m", kv_cache_dtype="fp8_e4m3").kv_cache_dtype == "fp8"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> TinyCheckpoint:
+    return tiny_checkpoint("qwen3", 0)
+
+
+def _prompt_logprobs(checkpoint: TinyCheckpoint, dtype: str, kv_cache_dtype: str) -> Tensor:
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    prompts = [{"prompt_token_ids": p.prompt_ids} for p in checkpoint.prompts]
+    with LLM(
+        str(checkpoint.folder),
+        device="cpu",
+        dtype=dtype,
+        max_model_len=512,
+        num_kv_blocks=256,
+        kv_cache_dtype=kv_cache_dtype,
+    ) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    found = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.prompt_logprobs is not None
+        for token, logprobs in zip(
+            prompt["prompt_token_ids"][1:], output.prompt_logprobs[1:], strict=True
+        ):
+            assert logprobs is not None
+            found.append(logprobs[token].logprob)
+    return torch.tensor(found)
+
+
+def test_the_cache_costs_a_few_times_bfloat16s_error(checkpoint: TinyCheckpoint) -> None:
+    exact = _prompt_logprobs(checkpoint, "float32", "auto")
+    bfloat16 = (_prompt_logprobs(checkpoint, "bfloat16", "auto") - exact).abs().mean()
+    fp8 = (_prompt_logprobs(checkpoint, "float32", "fp8") - exact).abs().mean()
+    assert 0 < fp8 < 6 * bfloat16
+
+
+def test_it_halves_bfloat16s_memory(checkpoint: TinyCheckpoint) -> None:
+    entries = []
+    for kv_cache_dtype in ("auto", "fp8"):
+        config = EngineConfig(
+            model=str(checkpoint.folder), dtype="bfloat16", kv_cache_dtype=kv_cache_dtype
+        )
+        model_config = read_model_config(config, "cpu")
+        device = torch.device("cpu")
+        model = build_model(model_config, choose_attention("auto", device), device)
+        ((_, _, num_bytes, _),) = model.cache_groups(16)
+        caches = model.allocate_kv_caches(3, 16)
+        assert num_bytes * 4 == caches[0].numel() * caches[0].element_size()
+        entries.append(num_bytes)
+    assert entries[0] == 2 * entries[1]
