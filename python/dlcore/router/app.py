@@ -14,17 +14,21 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from dlcore.control.ctrl_client import CtrlClient
+from dlcore.router.attempts import NoBackendError
 from dlcore.router.auth import KeyMiddleware
 from dlcore.router.backend import Role
+from dlcore.router.body import read_json
 from dlcore.router.config import RouterConfig, check_url
 from dlcore.router.discovery import CtrlDiscovery, Discovery, Join, Leave, StaticDiscovery
-from dlcore.router.dispatch import Dispatcher, NoBackendError
+from dlcore.router.dispatch import Dispatcher
+from dlcore.router.errors import error, error_event
 from dlcore.router.health import HealthChecker
 from dlcore.router.metrics import RouterMetrics
+from dlcore.router.operator import OperatorPaths
 from dlcore.router.policies import RoutingRequest, make_policy
 from dlcore.router.pool import BackendPool
 from dlcore.router.prompt import routing_request
@@ -41,12 +45,6 @@ PLAIN_PATHS = (
     "/tokenize",
     "/detokenize",
 )
-
-
-def error(status: int, message: str, param: str | None = None) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "service_unavailable"
-    body = {"message": message, "type": kind, "param": param, "code": status}
-    return JSONResponse({"error": body}, status)
 
 
 class Router:
@@ -111,9 +109,9 @@ class Router:
     # ---- requests
 
     async def resumable(self, request: Request) -> Response:
-        body, problem = await self._json(request)
-        if body is None:
-            return problem
+        body = await self._body(request)
+        if isinstance(body, Response):
+            return body
         route = routing_request(body, request.headers.get(self.config.session_header))
         if not body.get("stream"):
             return await self._whole(request, body, route)
@@ -121,9 +119,9 @@ class Router:
         return await self._streamed(request, pieces)
 
     async def plain(self, request: Request) -> Response:
-        body, problem = await self._json(request)
-        if body is None:
-            return problem
+        body = await self._body(request)
+        if isinstance(body, Response):
+            return body
         route = routing_request(body, request.headers.get(self.config.session_header))
         if not body.get("stream"):
             return await self._whole(request, body, route)
@@ -131,24 +129,14 @@ class Router:
         pieces = self.dispatcher.passthrough(request.url.path, encoded, _model(body), route)
         return await self._streamed(request, pieces)
 
-    async def _json(self, request: Request) -> tuple[dict[str, Any] | None, Response]:
-        """The decoded body, or the answer that says what is wrong with it."""
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > self.config.max_body_bytes:
-                limit = self.config.max_body_bytes
-                return None, error(413, f"the body is larger than {limit} bytes")
-        try:
-            body = msgspec.json.decode(bytes(raw))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-            return None, error(400, f"the body is not valid JSON: {problem}")
-        if not isinstance(body, dict):
-            return None, error(400, "the body must be a JSON object")
-        model = body.get("model")
-        if isinstance(model, str) and not self.pool.knows_model(model):
-            return None, error(404, f"no node serves the model {model!r}", "model")
-        return body, Response()
+    async def _body(self, request: Request) -> dict[str, Any] | Response:
+        body = await read_json(request, self.config.max_body_bytes)
+        if isinstance(body, Response):
+            return body
+        model = _model(body)
+        if model is not None and not self.pool.knows_model(model):
+            return error(404, f"no node serves the model {model!r}", "model")
+        return body
 
     async def _whole(
         self, request: Request, body: dict[str, Any], route: RoutingRequest
@@ -181,82 +169,28 @@ class Router:
         if status != 200:
             await pieces.aclose()
             return Response(first, status, media_type="application/json")
-        return StreamingResponse(_joined(first, pieces), media_type="text/event-stream")
+        return StreamingResponse(self._joined(path, first, pieces), media_type="text/event-stream")
+
+    async def _joined(
+        self, path: str, first: bytes, pieces: AsyncIterator[tuple[int, bytes]]
+    ) -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for _, piece in pieces:
+                yield piece
+        except NoBackendError as problem:
+            # Headers are long gone: the stream itself must say that it is cut.
+            self.metrics.broken_streams.inc()
+            yield error_event(path, str(problem))
 
     def _count(self, path: str, status: int, started: float) -> None:
         self.metrics.requests.labels(path, str(status)).inc()
         self.metrics.latency.labels(path).observe(time.monotonic() - started)
 
-    # ---- the router's own
-
-    async def models(self, request: Request) -> Response:
-        names = sorted({m for b in self.pool if b.accepts for m in b.models})
-        data = [{"id": name, "object": "model", "owned_by": "dlcore"} for name in names]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def alive(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(self, request: Request) -> Response:
-        up = sum(b.accepts for b in self.pool)
-        return JSONResponse({"backends_up": up}, 200 if up else 503)
-
-    async def render_metrics(self, request: Request) -> Response:
-        return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    async def list_backends(self, request: Request) -> Response:
-        rows = [
-            {
-                "url": b.url,
-                "role": b.role.value,
-                "state": b.state.value,
-                "models": b.models,
-                "running": b.running,
-                "failures": b.total_failures,
-                "last_error": b.last_error,
-            }
-            for b in self.pool
-        ]
-        return JSONResponse({"backends": rows})
-
-    async def change_backends(self, request: Request) -> Response:
-        """{"action": "join" | "drain" | "leave", "url": ..., "role": ...}"""
-        body, problem = await self._json(request)
-        if body is None:
-            return problem
-        try:
-            url = check_url(str(body.get("url", "")))
-            if body.get("action") == "join":
-                self.join(url, Role(body.get("role", "hybrid")))
-            elif body.get("action") == "drain":
-                self.pool.drain(url)
-            elif body.get("action") == "leave":
-                self.leave(url)
-            else:
-                return error(400, "must be join, drain or leave", "action")
-        except ValueError as wrong:
-            return error(400, str(wrong), "url")
-        except KeyError:
-            return error(404, f"no such backend: {url}", "url")
-        return await self.list_backends(request)
-
 
 def _model(body: dict[str, Any]) -> str | None:
     model = body.get("model")
     return model if isinstance(model, str) else None
-
-
-async def _joined(first: bytes, pieces: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[bytes]:
-    yield first
-    try:
-        async for _, piece in pieces:
-            yield piece
-    except NoBackendError as problem:
-        # Headers are long gone: the stream itself must say that it is cut.
-        body = msgspec.json.encode(
-            {"error": {"message": str(problem), "type": "service_unavailable", "code": 503}}
-        )
-        yield b"data: " + body + b"\n\n"
 
 
 def make_app(config: RouterConfig, drain: Drain | None = None) -> Starlette:
@@ -273,12 +207,7 @@ def make_app(config: RouterConfig, drain: Drain | None = None) -> Starlette:
     routes = [
         *(Route(path, router.resumable, methods=post) for path in RESUMABLE_PATHS),
         *(Route(path, router.plain, methods=post) for path in PLAIN_PATHS),
-        Route("/v1/models", router.models),
-        Route("/health", router.alive),
-        Route("/ready", router.ready),
-        Route("/metrics", router.render_metrics),
-        Route("/backends", router.list_backends),
-        Route("/backends", router.change_backends, methods=post),
+        *OperatorPaths(router).routes(),
     ]
     middleware = [Middleware(KeyMiddleware, keys=config.api_key)] if config.api_key else []
     middleware.append(Middleware(DrainMiddleware, drain=drain or Drain()))

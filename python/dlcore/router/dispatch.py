@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from dlcore.router.attempts import Attempts, NoBackendError
 from dlcore.router.backend import Backend
 from dlcore.router.config import RouterConfig
 from dlcore.router.metrics import RouterMetrics
@@ -22,12 +21,7 @@ from dlcore.router.retry_budget import RetryBudget
 from dlcore.router.sse import DONE, EventSplitter, data_of
 from dlcore.router.upstream import Answer, NodeError, ask
 
-RETRY_PAUSE_S = 0.05
 END_OF_STREAM = DONE + b"\n\n"
-
-
-class NoBackendError(Exception):
-    """No node could serve the request; the message says what was tried."""
 
 
 class Dispatcher:
@@ -109,9 +103,9 @@ class Dispatcher:
             started = False
             try:
                 async with self._open(backend, route, "POST", path, data=body) as answer:
-                    async for chunk in answer.chunks():
+                    async for piece in _whole_events(answer):
                         started = True
-                        yield answer.status, chunk
+                        yield answer.status, piece
                 return
             except NodeError as failure:
                 attempts.failed(backend, failure)
@@ -127,14 +121,12 @@ class Dispatcher:
                 raise NodeError(f"{backend.url} refused to go on: {text}", answer.status)
             yield await answer.body()
             return
-        splitter = EventSplitter()
         ended = False
-        async for chunk in answer.chunks():
-            for event in splitter.push(chunk):
-                ended = ended or event == DONE
-                piece = self._piece(event, backend, stream)
-                if piece:
-                    yield piece
+        async for event in _events(answer):
+            ended = ended or event == DONE
+            piece = self._piece(event, backend, stream)
+            if piece:
+                yield piece
         if not ended:
             raise NodeError(f"{backend.url} ended the stream early")
 
@@ -153,9 +145,9 @@ class Dispatcher:
         except (msgspec.DecodeError, AttributeError, TypeError, KeyError) as wrong:
             raise NodeError(f"{backend.url} sent an event that is no chunk: {wrong}") from None
 
-    def _attempts(self, model: str | None, route: RoutingRequest) -> _Attempts:
+    def _attempts(self, model: str | None, route: RoutingRequest) -> Attempts:
         self._budget.request()
-        return _Attempts(self._config, self._pool, self._policy, self._budget, model, route)
+        return Attempts(self._config, self._pool, self._policy, self._budget, model, route)
 
     @asynccontextmanager
     async def _open(
@@ -187,61 +179,22 @@ class Dispatcher:
             backend.load -= route.size
 
 
-class _Attempts:
-    """The tries of one request: which nodes failed it, and when to give up."""
+async def _whole_events(answer: Answer) -> AsyncIterator[bytes]:
+    """An answer's events, none of them cut: an error event may have to follow."""
+    if answer.status != 200:
+        yield await answer.body()
+        return
+    async for event in _events(answer):
+        yield event + b"\n\n"
 
-    def __init__(
-        self,
-        config: RouterConfig,
-        pool: BackendPool,
-        policy: Policy,
-        budget: RetryBudget,
-        model: str | None,
-        route: RoutingRequest,
-    ) -> None:
-        self._config = config
-        self._pool = pool
-        self._policy = policy
-        self._budget = budget
-        self._model = model
-        self._route = route
-        self._failed: set[str] = set()
-        self._count = 0
-        self._last_error = "no node is up"
-        self._deadline = time.monotonic() + config.request_timeout_s
 
-    async def next(self, *, resumable: bool = False) -> Backend:
-        """A node to try. Waits for one to come up; raises NoBackendError in the end."""
-        if self._count >= self._config.max_attempts:
-            raise NoBackendError(f"{self._count} attempts failed; the last: {self._last_error}")
-        if self._count > 0:
-            if not self._budget.try_retry():
-                raise NoBackendError(f"the retry budget is spent; the last: {self._last_error}")
-            await asyncio.sleep(RETRY_PAUSE_S * 2 ** min(self._count - 1, 5))
-        give_up = min(time.monotonic() + self._config.backend_wait_s, self._deadline)
-        while True:
-            backend = self._choose(resumable)
-            if backend is not None:
-                self._count += 1
-                return backend
-            left = give_up - time.monotonic()
-            if left <= 0:
-                raise NoBackendError(self._last_error)
-            await self._pool.wait_for_change(left)
-
-    def failed(self, backend: Backend, failure: NodeError) -> None:
-        self._failed.add(backend.url)
-        self._last_error = str(failure)
-
-    def progressed(self) -> None:
-        """The last attempt got somewhere: a long stream may outlive many nodes."""
-        self._count = 1
-
-    def _choose(self, resumable: bool) -> Backend | None:
-        candidates = self._pool.candidates(self._model)
-        if resumable:
-            candidates = [b for b in candidates if b.resumable]
-        fresh = [b for b in candidates if b.url not in self._failed]
-        # Nodes that failed once come after those that did not: better than giving up.
-        candidates = fresh or candidates
-        return self._policy.choose(candidates, self._route) if candidates else None
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    """Raises NodeError when the node goes away, or sends what cannot be an event."""
+    splitter = EventSplitter()
+    async for chunk in answer.chunks():
+        try:
+            events = splitter.push(chunk)
+        except ValueError as wrong:
+            raise NodeError(str(wrong)) from None
+        for event in events:
+            yield event

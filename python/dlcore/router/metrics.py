@@ -21,8 +21,12 @@ class RouterMetrics:
         self.attempts = self._counter("attempts", "Requests sent to a node.", ["backend"])
         self.failures = self._counter("attempt_failures", "Attempts that failed.", ["backend"])
         self.failovers = self._counter("stream_failovers", "Streams that went on elsewhere.", [])
+        self.broken_streams = self._counter("broken_streams", "Streams that ended in an error.", [])
         self.latency = Histogram(
-            f"{PREFIX}request_seconds", "Arrival to last byte.", ["path"], registry=self.registry
+            f"{PREFIX}request_seconds",
+            "Arrival to first byte of a stream, or whole answer.",
+            ["path"],
+            registry=self.registry,
         )
         self.registry.register(_PoolCollector(pool))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,3 +111,27 @@ def test_up_serves_restarts_what_dies_and_leaves_nothing_behind(
         stop_all([up], 20)
     if end is signal.SIGINT:
         assert up.exit_code == 0
+
+
+@pytest.mark.skipif(
+    shutil.which("redis-server") is None
+    or not (Path(sys.executable).parent / "dlslime-ctrl").exists(),
+    reason="needs redis-server and dlslime-ctrl",
+)
+def test_up_with_ctrl_finds_its_nodes_by_itself(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["--replicas", "1", "--ctrl", "--port", str(port), "--log-dir", str(tmp_path)]
+    node = ["--load-format", "null", "--num-kv-blocks", "64", "--frontends", "2"]
+    up = Child("up", [*DLCORE, "up", *options, *node], tmp_path / "up.log")
+    up.start()
+    try:
+        assert wait_until(lambda: "is ready" in up.last_words()), up.last_words()
+        assert wait_until(lambda: states(port) == ["up"], 10)
+        started = children_of(up.pid)
+        assert len(started) == 4  # Redis, dlslime-ctrl, the node, the router
+        up.signal(signal.SIGTERM)
+        assert wait_until(lambda: not up.alive, 40)
+        assert all(gone(pid) for pid in started)
+    finally:
+        stop_all([up], 20)
+    assert up.exit_code == 0

@@ -194,6 +194,22 @@ def test_a_request_reaches_the_core_and_its_tokens_come_back(
     assert finishes[-1] == 2
 
 
+def test_tokens_generated_elsewhere_cross_to_the_core(
+    pair: tuple[CoreServer, RemoteCore],
+) -> None:
+    _, remote = pair
+    past = np.array([5, 6, 7], np.int32)
+    params = RemoteParams(max_tokens=5, ignore_eos=True)
+    remote.submit(7, np.array([1, 2], np.int32), params, resume_token_ids=past)
+    tokens: list[int] = []
+    finish = 0
+    while not finish:
+        for row in rows_of(remote).rows():
+            tokens += row[1]
+            finish = row[2]
+    assert len(tokens) == 2, "max_tokens counts the tokens brought along; they are not sent back"
+
+
 def test_the_folder_is_private_and_a_peer_without_the_key_is_not_heard(
     pair: tuple[CoreServer, RemoteCore],
 ) -> None:

@@ -72,6 +72,7 @@ class FakeNode:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/responses", self._responses, methods=["POST"]),
             ]
         )
 
@@ -98,6 +99,20 @@ class FakeNode:
             raise RuntimeError("as told")
         text = text_of(body["prompt"], body["max_tokens"])
         return JSONResponse({"choices": [{"index": 0, "text": text}]})
+
+    async def _responses(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "as told"}}, self.status)
+        return StreamingResponse(self._named_events(), media_type="text/event-stream")
+
+    async def _named_events(self) -> AsyncIterator[str]:
+        for number in range(4):
+            if self.die_after is not None and number >= self.die_after:
+                raise RuntimeError("as told")
+            yield f'event: response.step\ndata: {{"number": {number}}}\n\n'
+            await asyncio.sleep(0.02)
 
     async def _stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         self.running += 1

@@ -212,6 +212,34 @@ async def test_other_engines_fail_over_before_the_first_token_alone() -> None:
         assert not any("resume_token_ids" in r for r in first.requests + second.requests)
 
 
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"die_after": 0}])
+async def test_other_streams_move_before_the_first_byte(trouble: dict[str, int]) -> None:
+    with nodes(2) as (bad, good):
+        for name, value in trouble.items():
+            setattr(bad, name, value)
+        async with routing([bad, good]) as client:
+            for _ in range(3):
+                reply = await client.post("/v1/responses", json={"input": "x", "stream": True})
+                assert reply.status_code == 200
+                assert reply.text.count("event: response.step") == 4
+                assert "error" not in reply.text
+        assert bad.requests
+
+
+async def test_other_streams_end_with_an_error_event_after_it() -> None:
+    with nodes(2) as (one, two):
+        one.die_after = two.die_after = 2
+        async with routing([one, two]) as client:
+            reply = await client.post("/v1/responses", json={"input": "x", "stream": True})
+            metrics = (await client.get("/metrics")).text
+        events = [event for event in reply.text.split("\n\n") if event]
+        assert len(events) == 3
+        name, data = events[-1].splitlines()
+        assert name == "event: error"
+        assert json.loads(data.removeprefix("data: "))["type"] == "error"
+        assert "dlcore_router:broken_streams_total 1.0" in metrics
+
+
 async def test_models_are_told_apart() -> None:
     with nodes(1, model="a") as (a,), nodes(1, model="b") as (b,):
         async with routing([a, b]) as client:
