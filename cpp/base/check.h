@@ -1,6 +1,6 @@
 #pragma once
 
-#include <sstream>
+#include "base/text.h"
 
 namespace dlcore {
 
@@ -14,15 +14,15 @@ class CheckFailure {
   CheckFailure(const CheckFailure&) = delete;
   CheckFailure& operator=(const CheckFailure&) = delete;
 
-  std::ostream& stream() { return message_; }
+  Text& stream() { return message_; }
 
  private:
-  std::ostringstream message_;
+  Text message_;
 };
 
 // Gives both branches of the check the type void; & binds weaker than <<.
 struct CheckVoid {
-  void operator&(const std::ostream&) const {}
+  void operator&(const Text&) const {}
 };
 
 }  // namespace dlcore

@@ -1,5 +1,4 @@
 #include <optional>
-#include <sstream>
 #include <string>
 #include <utility>
 
@@ -8,6 +7,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include "base/text.h"
 #include "bind/bind.h"
 #include "bind/output_arrays.h"
 #include "bind/py_engine.h"
@@ -40,7 +40,7 @@ using StatsDict = nb::typed<nb::dict, nb::str, nb::float_>;
 
 // "queue_time_le_0.01"; the last bucket is "queue_time_le_inf".
 std::string QueueTimeKey(size_t bucket) {
-  std::ostringstream key;
+  Text key;
   key << "queue_time_le_";
   if (bucket < QueueTime::kBounds.size()) {
     key << QueueTime::kBounds[bucket];

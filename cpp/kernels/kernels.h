@@ -98,8 +98,8 @@ int dlk_random_sample(const dlk_sampling* args, cudaStream_t stream);
 
 // What one draw per row needs.
 struct dlk_draw {
-  const void* logits;  // [S, vocab] float32, or bf16
-  const int32_t* row_slots;  // [S], -1: no draw, sampled = -1
+  const void* logits;                        // [S, vocab] float32, or bf16
+  const int32_t* row_slots;                  // [S], -1: no draw, sampled = -1
   const float *temperature, *top_p, *min_p;  // [S]; temperature 0 = argmax
   const int32_t* top_k;                      // [S], 0 = all
   const int64_t* seeds;                      // [S]
@@ -108,7 +108,7 @@ struct dlk_draw {
   int32_t* last_tokens;                      // at row_slots
   // Masks, bias and penalties, or null: the arena with its header, and
   const int32_t* arena;
-  const int32_t* mask_rows;  // [S], -1 = no mask
+  const int32_t* mask_rows;                                                // [S], -1 = no mask
   const float *presence_penalty, *frequency_penalty, *repetition_penalty;  // [S]
   int32_t* token_counts;  // [*, vocab] at row_slots; counts the drawn token
   int logits_are_bf16, num_rows, vocab;

@@ -1,5 +1,6 @@
-#include <sstream>
+#include <string>
 
+#include "base/text.h"
 #include "sched/scheduler.h"
 
 namespace dlcore {
@@ -34,7 +35,7 @@ SchedulerStats Scheduler::Stats() const {
 }
 
 std::string Scheduler::DebugString() const {
-  std::ostringstream out;
+  Text out;
   const SchedulerStats stats = Stats();
   out << "running " << stats.num_running << ", waiting " << stats.num_waiting
       << ", uncommitted plans " << plans_.size() << ", blocks free " << stats.num_free_blocks
