@@ -24,8 +24,11 @@ def free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: its parent may be killed without a chance to stop it."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Runs in the child: its parent may be killed without a chance to stop it.
+
+    Not SIGTERM: a frozen process would not hear it.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
