@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlcore.attention import triton_attention
+from dlcore.attention import choose_attention
 from dlcore.ops import kernels
 from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
 
@@ -87,14 +87,16 @@ def test_prefill_is_causal_over_the_context(
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(
-    ("query_lens", "seq_lens"), [([77, 128, 5], [77, 1000, 4096]), ([1] * 5, [1, 900, 17, 300, 64])]
+    ("query_lens", "seq_lens"),
+    [([77, 1, 128, 5], [77, 3000, 1000, 4096]), ([1] * 5, [1, 900, 17, 300, 64])],
 )
-def test_triton_reads_an_e4m3_cache(
-    query_lens: list[int], seq_lens: list[int], head_dim: int
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_a_backend_reads_an_e4m3_cache(
+    backend: str, query_lens: list[int], seq_lens: list[int], head_dim: int
 ) -> None:
     case = PagedCase.random(query_lens, seq_lens, head_dim=head_dim, fp8=True)
     step, state = case.as_step("decode" if max(query_lens) == 1 else "mixed")
-    out = triton_attention.paged_attention(
+    out = choose_attention(backend, case.q.device)(
         case.q, case.kv.kv_cache, step, state, case.kv.scale, case.kv.kv_scales
     )
     for seq in range(len(query_lens)):

@@ -42,7 +42,7 @@ class HopperAttention:
     ) -> Tensor:
         """See AttentionBackend."""
         is_mixed = step.kind == "mixed"
-        if not _supports(q, kv_cache, step, is_mixed):
+        if not _supports(q, kv_cache, step):
             return triton_attention.paged_attention(q, kv_cache, step, state, scale, kv_scales)
         paged = kernels.PagedKv(
             kv_cache=kv_cache,
@@ -55,16 +55,19 @@ class HopperAttention:
         )
         out = torch.empty_like(q)
         kernels.decode_attention(q, paged, out, self.workspace)
-        if is_mixed:
+        if is_mixed and kv_scales is None and q.shape[2] == kernels.PREFILL_HEAD_DIM:
             kernels.prefill_attention(q, paged, out)
+        elif is_mixed:
+            triton_attention.prefill_attention(
+                q, kv_cache, step, state, scale, kv_scales, out, min_query=1
+            )
         return out
 
 
-def _supports(q: Tensor, kv_cache: Tensor, step: StepBuffers, is_mixed: bool) -> bool:
+def _supports(q: Tensor, kv_cache: Tensor, step: StepBuffers) -> bool:
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     return (
-        (not is_mixed or (head_dim == kernels.PREFILL_HEAD_DIM and kv_cache.dtype == q.dtype))
-        and kernels.usable(q)
+        kernels.usable(q)
         and kv_cache.dtype in kernels.KV_CACHE_DTYPES
         and head_dim in kernels.ATTENTION_HEAD_DIMS
         and block_size in (16, 32, 64)

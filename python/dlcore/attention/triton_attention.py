@@ -43,23 +43,28 @@ def paged_attention(
     q = q.contiguous()
     if step.kind == "decode":
         return _decode(q, kv_cache, step, state, scale, kv_scales)
-    return _mixed(q, kv_cache, step, state, scale, kv_scales)
+    out = torch.empty_like(q)
+    prefill_attention(q, kv_cache, step, state, scale, kv_scales, out, min_query=0)
+    return out
 
 
-def _mixed(
+def prefill_attention(
     q: Tensor,
     kv_cache: Tensor,
     step: StepBuffers,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
-) -> Tensor:
+    out: Tensor,
+    *,
+    min_query: int,
+) -> None:
+    """Fills out [T, Hq, D] for the sequences with more than `min_query` query tokens."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
     group = num_heads // num_kv_heads
     rows = max(QUERY_ROWS, triton.next_power_of_2(group))
     block_q = rows // group
-    out = torch.empty_like(q)
     _mixed_kernel[(num_tokens // block_q + step.num_seqs, num_kv_heads)](
         q,
         kv_cache,
@@ -81,9 +86,9 @@ def _mixed(
         BLOCK_Q=block_q,
         TILE=KV_TILE,
         PRECISION=_precision(q),
+        MIN_QUERY=min_query,
         num_warps=4,
     )
-    return out
 
 
 def _decode(
@@ -233,6 +238,7 @@ if triton is not None:
         BLOCK_Q: tl.constexpr,  # noqa: N803
         TILE: tl.constexpr,  # noqa: N803
         PRECISION: tl.constexpr,  # noqa: N803
+        MIN_QUERY: tl.constexpr,  # noqa: N803
     ):
         program = tl.program_id(0)
         kv_head = tl.program_id(1)
@@ -242,7 +248,7 @@ if triton is not None:
         num_queries = tl.load(query_start_loc + seq + 1) - query_start
         first = (program - (query_start // BLOCK_Q + seq)) * BLOCK_Q
         seq_len = tl.load(seq_lens + seq)
-        if (first < num_queries) & (seq_len > 0):
+        if (first < num_queries) & (num_queries > MIN_QUERY) & (seq_len > 0):
             rows = tl.arange(0, ROWS)
             token = first + rows // group
             row_ok = (rows // group < BLOCK_Q) & (token < num_queries)
