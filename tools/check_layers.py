@@ -35,7 +35,9 @@ CPP_LEVELS = {
 # whole engine, and no part of the model side may use it.
 PYTHON_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"version", "config", "_core"}),
-    frozenset({"outputs", "sampling_params", "model_folder", "kv_memory", "step_buffers"}),
+    frozenset(
+        {"outputs", "sampling_params", "model_folder", "kv_memory", "kv_transfer", "step_buffers"}
+    ),
     frozenset({"parallel"}),
     frozenset({"quant"}),
     frozenset({"ops"}),

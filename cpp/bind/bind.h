@@ -18,6 +18,7 @@ void BindStepLayout(nanobind::module_& module);
 void BindOutput(nanobind::module_& module);
 void BindConstraint(nanobind::module_& module);
 void BindEngine(nanobind::module_& module);
+void BindKvTransfer(nanobind::module_& module);
 
 // Python sees these as subclasses of RuntimeError.
 struct UnavailableError : std::runtime_error {

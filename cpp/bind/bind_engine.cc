@@ -73,6 +73,10 @@ StatsDict Stats(const PyEngine& self) {
   add("num_steps", s.num_steps);
   add("step_cpu_seconds", s.step_cpu_seconds);
   add("device_wait_seconds", s.device_wait_seconds);
+  add("num_migrating", s.num_migrating);
+  add("num_kv_leases", s.num_kv_leases);
+  add("num_migrations", s.num_migrations);
+  add("num_failed_migrations", s.num_failed_migrations);
   add("healthy", s.healthy ? 1 : 0);
   return StatsDict(d);
 }
@@ -81,6 +85,26 @@ std::unique_ptr<OutputArrays> Poll(PyEngine& self, double timeout_s) {
   OutputBatch batch;
   if (!self.Poll(timeout_s, &batch)) return nullptr;
   return std::make_unique<OutputArrays>(std::move(batch));
+}
+
+void OpenKvTransfer(PyEngine& self, const KvTransferOptions& options) {
+  Status status;
+  {
+    const nb::gil_scoped_release released;
+    status = self.engine().OpenKvTransfer(options);
+  }
+  ThrowIfError(status);
+}
+
+std::string ChooseKvEndpoint(const PyEngine& self, const std::vector<std::string>& offered) {
+  std::string endpoint;
+  ThrowIfError(self.engine().ChooseKvEndpoint(offered, &endpoint));
+  return endpoint;
+}
+
+bool ReleaseKvLease(PyEngine& self, uint64_t lease_id, uint64_t epoch) {
+  const nb::gil_scoped_release released;
+  return self.engine().ReleaseKvLease({lease_id, epoch}).ok();
 }
 
 constexpr const char* kEngineDoc =
@@ -95,7 +119,9 @@ constexpr const char* kEngineDoc =
 constexpr const char* kSubmitDoc =
     "Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints.\n"
     "resume_token_ids: output tokens generated elsewhere, fewer than max_tokens; they count as\n"
-    "this request's own, and its outputs hold only what follows them. Raises\n"
+    "this request's own, and its outputs hold only what follows them.\n"
+    "kv_source: where to pull the prompt's KV from instead of computing it. hold_kv: when\n"
+    "max_tokens ends the request its KV stays, under the lease OutputBatch.kv_lease names. Raises\n"
     "ValueError naming the field, QueueFull (max_waiting_requests), EngineUnavailable.";
 
 }  // namespace
@@ -112,19 +138,33 @@ void BindEngine(nb::module_& m) {
            nb::sig("def set_eager(self, step: collections.abc.Callable[[StepKey], None]) -> None"),
            "Runs every step by calling `step` on the engine thread with exact counts. An\n"
            "exception fails all requests with its text.")
+      .def("open_kv_transfer", &OpenKvTransfer, "options"_a,
+           "Lets the engine give and take KV (submit's hold_kv and kv_source). Before start,\n"
+           "once. The memory of the layout must outlive the engine. Raises ValueError naming the\n"
+           "field, EngineUnavailable where a transport cannot listen.")
+      .def(
+          "kv_endpoints", [](const PyEngine& self) { return self.engine().KvEndpoints(); },
+          "What other engines connect to; empty unless this one serves leases.")
+      .def("choose_kv_endpoint", &ChooseKvEndpoint, "offered"_a,
+           "The fastest of another engine's endpoints this one can use. Raises EngineUnavailable\n"
+           "saying why none fits.")
+      .def("release_kv_lease", &ReleaseKvLease, "lease_id"_a, "epoch"_a,
+           "Ends a lease this engine granted. False when it had ended already.")
       .def("start", &PyEngine::Start, nb::call_guard<nb::gil_scoped_release>())
       .def("stop", &PyEngine::Stop,
            "Aborts what is left, joins the thread and drops the callable. Idempotent.")
       .def("submit", &PyEngine::Submit, "request_id"_a, "prompt_token_ids"_a, "params"_a,
            nb::kw_only(), "priority"_a = 0, "cache_salt"_a = nb::bytes("", 0),
            "constraint"_a = nb::none(), "resume_token_ids"_a = nb::none(),
+           "kv_source"_a = nb::none(), "hold_kv"_a = false,
            nb::sig("def submit(self, request_id: int, prompt_token_ids: "
                    "collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | "
                    "numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, "
                    "priority: int = 0, cache_salt: bytes = b'', "
                    "constraint: TokenConstraint | None = None, resume_token_ids: "
                    "collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | "
-                   "numpy.typing.NDArray[numpy.int64] | None = None) -> None"),
+                   "numpy.typing.NDArray[numpy.int64] | None = None, "
+                   "kv_source: KvSource | None = None, hold_kv: bool = False) -> None"),
            kSubmitDoc)
       .def("submit_many", &PyEngine::SubmitMany, "requests"_a,
            nb::sig("def submit_many(self, requests: "

@@ -1,7 +1,9 @@
+#include <optional>
 #include <tuple>
 #include <utility>
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -52,6 +54,7 @@ const SequenceOutput& RowAt(const OutputArrays& self, int64_t row) {
   return self.batch.outputs[static_cast<size_t>(row)];
 }
 
+using LeaseTuple = std::tuple<uint64_t, uint64_t, int32_t>;
 using LogprobTuple = std::tuple<float, int32_t, std::vector<TokenId>, std::vector<float>>;
 
 std::vector<LogprobTuple> ToTuples(const std::vector<TokenLogprobs>& entries) {
@@ -102,7 +105,7 @@ void BindOutput(nb::module_& m) {
       .def_prop_ro("finish_reasons", &ViewOf<&A::finish_reasons>)
       .def_prop_ro("stop_tokens", &ViewOf<&A::stop_tokens>, "The id that ended a row, -1 = none.")
       .def_prop_ro("cached_tokens", &ViewOf<&A::cached_tokens>,
-                   "Prompt tokens served from the prefix cache.")
+                   "Prompt tokens not computed here: cached, or pulled from another engine.")
       .def(
           "rows", [](const A& self) -> RowList { return RowList(Rows(self)); },
           "(request_id, token_ids, finish_reason, stop_token, cached_tokens) of every row, in\n"
@@ -115,6 +118,16 @@ void BindOutput(nb::module_& m) {
           "prompt_logprobs",
           [](const A& self, int64_t row) { return ToTuples(RowAt(self, row).prompt_logprobs); },
           "i"_a, "As `logprobs`, of the prompt positions finished since the last output.")
+      .def(
+          "kv_lease",
+          [](const A& self, int64_t row) -> std::optional<LeaseTuple> {
+            const std::optional<KvLease>& held = RowAt(self, row).kv_lease;
+            if (!held) return std::nullopt;
+            return LeaseTuple{held->lease.id, held->lease.epoch, held->num_tokens};
+          },
+          "i"_a,
+          "(lease id, epoch, num_tokens) of the KV kept for the row's request (hold_kv), else "
+          "None.")
       .def(
           "error", [](const A& self, int64_t row) { return RowAt(self, row).error; }, "i"_a,
           "Why the row failed (finish reason 4), else ''.");

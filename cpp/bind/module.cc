@@ -12,6 +12,7 @@ NB_MODULE(_core, m) {
   dlcore::BindStepLayout(m);
   dlcore::BindOutput(m);
   dlcore::BindConstraint(m);
+  dlcore::BindKvTransfer(m);
   dlcore::BindEngine(m);
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&dlcore::StopAllEngines));
 }

@@ -110,7 +110,8 @@ void PyEngine::Stop() {
 
 void PyEngine::Submit(uint64_t request_id, nb::handle prompt_token_ids,
                       const SamplingParams& params, int32_t priority, nb::bytes cache_salt,
-                      const PyConstraint* constraint, nb::handle resume_token_ids) {
+                      const PyConstraint* constraint, nb::handle resume_token_ids,
+                      const KvSource* kv_source, bool hold_kv) {
   Request request;
   request.id = RequestId(request_id);
   request.prompt = ToTokenIds(prompt_token_ids, "prompt_token_ids");
@@ -126,6 +127,8 @@ void PyEngine::Submit(uint64_t request_id, nb::handle prompt_token_ids,
     });
     request.constraint = constraint->constraint;
   }
+  if (kv_source != nullptr) request.kv_source = *kv_source;
+  request.hold_kv = hold_kv;
   ThrowIfError(engine_->Submit(std::move(request)));
 }
 
@@ -143,7 +146,7 @@ void PyEngine::SubmitMany(nb::sequence requests) {
            given > 3 ? nb::cast<int32_t>(args[3]) : 0,
            given > 4 ? nb::cast<nb::bytes>(args[4]) : nb::bytes("", 0),
            given > 5 && !args[5].is_none() ? &nb::cast<const PyConstraint&>(args[5]) : nullptr,
-           given > 6 ? nb::handle(args[6]) : nb::handle(nb::none()));
+           given > 6 ? nb::handle(args[6]) : nb::handle(nb::none()), nullptr, false);
   }
 }
 

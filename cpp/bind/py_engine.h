@@ -30,12 +30,13 @@ class PyEngine {
   void Stop();
   void Submit(uint64_t request_id, nanobind::handle prompt_token_ids, const SamplingParams& params,
               int32_t priority, nanobind::bytes cache_salt, const PyConstraint* constraint,
-              nanobind::handle resume_token_ids);
+              nanobind::handle resume_token_ids, const KvSource* kv_source, bool hold_kv);
   void SubmitMany(nanobind::sequence requests);
   void Abort(const std::vector<uint64_t>& request_ids);
   bool Poll(double timeout_s, OutputBatch* out);
 
   [[nodiscard]] const Engine& engine() const { return *engine_; }
+  [[nodiscard]] Engine& engine() { return *engine_; }
   [[nodiscard]] Engine::Arenas arenas() const { return arenas_; }
   [[nodiscard]] CallableSlot& slot() { return *slot_; }
 

@@ -43,6 +43,8 @@ struct Engine::Impl {
     if (state == State::kNew) return {};
     return Status::Unavailable(std::string(call) + " must come before start()");
   }
+  // The pool others see must be the pool the scheduler deals in.
+  Status CheckPool(const KvLayout& layout) const;
   void Join();
 
   const EngineOptions options;
@@ -52,7 +54,22 @@ struct Engine::Impl {
   std::unique_ptr<Watchdog> watchdog;
   std::thread thread;
   std::future<void> left;  // ready when the thread is about to end
+  bool moves_kv = false;   // before start() only
+  std::mutex kv_mutex;     // held while a caller uses the loop's kv_link
 };
+
+Status Engine::Impl::CheckPool(const KvLayout& layout) const {
+  if (layout.groups.size() != 1) {
+    return Status::InvalidArgument("layout.groups: one cache group can be moved, not " +
+                                   std::to_string(layout.groups.size()));
+  }
+  const KvGroup& group = layout.groups.front();
+  if (group.block_size != options.limits.block_size || group.num_blocks != options.num_kv_blocks) {
+    return Status::InvalidArgument(
+        "layout.groups: block_size and num_blocks must be those of EngineOptions");
+  }
+  return {};
+}
 
 // The thread owns a share of the loop, so one that never ends harms nobody.
 void Engine::Impl::Join() {
@@ -99,6 +116,42 @@ Status Engine::SetExactExecutable(std::unique_ptr<Executable> executable) {
   return impl_->loop->graphs().SetExact(std::move(executable));
 }
 
+Status Engine::OpenKvTransfer(const KvTransferOptions& options) {
+  const std::lock_guard lock(impl_->mutex);
+  if (Status status = impl_->CheckNew("open_kv_transfer"); !status.ok()) return status;
+  if (impl_->loop->kv_link() != nullptr) {
+    return Status::InvalidArgument("open_kv_transfer was called before");
+  }
+  if (Status status = impl_->CheckPool(options.layout); !status.ok()) return status;
+  std::unique_ptr<KvLink> link;
+  // The loop owns the link, so the link must not own the loop.
+  const auto wake = [loop = impl_->loop.get()] { loop->Wake(); };
+  if (Status status = KvLink::Create(options, wake, &link); !status.ok()) return status;
+  impl_->loop->SetKvLink(std::move(link));
+  impl_->moves_kv = true;
+  return {};
+}
+
+std::vector<std::string> Engine::KvEndpoints() const {
+  const std::lock_guard lock(impl_->kv_mutex);
+  const KvLink* link = impl_->loop->kv_link();
+  return link == nullptr ? std::vector<std::string>() : link->endpoints();
+}
+
+Status Engine::ChooseKvEndpoint(std::span<const std::string> offered, std::string* out) const {
+  const std::lock_guard lock(impl_->kv_mutex);
+  const KvLink* link = impl_->loop->kv_link();
+  if (link == nullptr) return Status::Unavailable("this engine takes no KV of others");
+  return link->ChooseEndpoint(offered, out);
+}
+
+Status Engine::ReleaseKvLease(LeaseRef lease) {
+  const std::lock_guard lock(impl_->kv_mutex);
+  KvLink* link = impl_->loop->kv_link();
+  if (link == nullptr) return Status::PermissionDenied("this engine grants no leases");
+  return link->Release(lease);
+}
+
 Status Engine::Start() {
   const std::lock_guard lock(impl_->mutex);
   if (Status status = impl_->CheckNew("start"); !status.ok()) return status;
@@ -129,10 +182,18 @@ void Engine::Stop() {
   impl_->loop->RequestStop();
   impl_->Join();
   impl_->watchdog.reset();
+  // After this nothing reads or writes the pool, unless the thread was left behind.
+  if (impl_->loop->drained()) {
+    const std::lock_guard kv_lock(impl_->kv_mutex);
+    impl_->loop->SetKvLink(nullptr);
+  }
   impl_->loop->outputs().Close(FinishReason::kAbort, "the engine is stopped");
 }
 
 Status Engine::Submit(Request request) {
+  if ((request.kv_source || request.hold_kv) && !impl_->moves_kv) {
+    return Status::InvalidArgument("kv_source and hold_kv need open_kv_transfer");
+  }
   if (Status status = ValidateRequest(request, impl_->options); !status.ok()) return status;
   return impl_->loop->Submit(std::move(request));
 }

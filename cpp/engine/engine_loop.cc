@@ -12,7 +12,7 @@
 namespace dlcore {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
 constexpr double kIdleSleepSeconds = 1.0;
 // Work that cannot run now is looked at again this often even when nobody rings.
@@ -21,8 +21,8 @@ constexpr double kLongestRestSeconds = 0.1;
 // How long a stopping loop waits for the steps on the device.
 constexpr auto kDrainLimit = std::chrono::seconds(2);
 
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
 }
 
 int Depth(const EngineOptions& options, const StepPipeline& pipeline) {
@@ -63,6 +63,7 @@ void EngineLoop::Run() {
 
 Status EngineLoop::Turn() {
   TakeInbox();
+  DeliverKv();
   if (Status status = LaunchSteps(); !status.ok()) return status;
   if (pipeline_->in_flight() > 0) return CommitOldest();
   HandOut();
@@ -77,6 +78,7 @@ void EngineLoop::TakeInbox() {
   for (Inbox::Item& item : inbox_.Drain()) {
     if (const auto* aborted = std::get_if<RequestId>(&item)) {
       scheduler_.Abort(*aborted);
+      if (kv_link_ != nullptr) kv_link_->Abort(*aborted);
       continue;
     }
     auto& request = std::get<Request>(item);
@@ -91,11 +93,22 @@ void EngineLoop::TakeInbox() {
   }
 }
 
+void EngineLoop::DeliverKv() {
+  if (kv_link_ != nullptr) kv_link_->Deliver(&scheduler_);
+}
+
+// Right after a commit's outputs were taken to batch_, which names their leases,
+// and after a plan, which starts pulls.
+void EngineLoop::PostKv() {
+  if (kv_link_ != nullptr) kv_link_->Post(&scheduler_, &batch_);
+}
+
 Status EngineLoop::LaunchSteps() {
   while (pipeline_->in_flight() < depth_) {
-    const Clock::time_point start = Clock::now();
+    const SteadyClock::time_point start = SteadyClock::now();
     Enter(Phase::kPlan);
     const StepPlan& plan = scheduler_.NextPlan();
+    PostKv();
     if (plan.empty()) return {};
     Enter(Phase::kLaunch);
     if (Status status = pipeline_->Launch(plan); !status.ok()) return status;
@@ -108,10 +121,10 @@ Status EngineLoop::LaunchSteps() {
 
 Status EngineLoop::CommitOldest() {
   bool done = false;
-  const Clock::time_point start = Clock::now();
+  const SteadyClock::time_point start = SteadyClock::now();
   Enter(Phase::kDevice);
   if (Status status = WaitForOldest(&done); !status.ok()) return status;
-  const Clock::time_point ready = Clock::now();
+  const SteadyClock::time_point ready = SteadyClock::now();
   stats_.device_wait_seconds += std::chrono::duration<double>(ready - start).count();
   if (!done) return {};
   Enter(Phase::kCommit);
@@ -140,6 +153,7 @@ Status EngineLoop::WaitForOldest(bool* done) {
 
 void EngineLoop::HandOut() {
   scheduler_.TakeOutputs(&batch_);
+  PostKv();
   outputs_.Push(&batch_);
 }
 
@@ -148,14 +162,16 @@ void EngineLoop::Rest() {
   if (scheduler_.HasWork()) return RestWithWork();
   resting_since_.reset();
   Enter(Phase::kIdle);
-  doorbell_.Sleep(kIdleSleepSeconds);
+  const bool leases = kv_link_ != nullptr && kv_link_->holds_leases();
+  doorbell_.Sleep(leases ? kLongestRestSeconds : kIdleSleepSeconds);
 }
 
-// Everything left waits for a token constraint: those ring when ready.
+// Everything left waits for a token constraint, for KV of another node, or for
+// blocks under a lease: those ring when ready.
 void EngineLoop::RestWithWork() {
   Enter(Phase::kWaiting);
   if (!resting_since_) {
-    resting_since_ = Clock::now();
+    resting_since_ = SteadyClock::now();
     rest_s_ = kFirstRestSeconds;
   }
   if (options_.watchdog_timeout_s > 0 &&
@@ -164,7 +180,7 @@ void EngineLoop::RestWithWork() {
     Log(LogLevel::kError, "nothing could be scheduled for " +
                               std::to_string(options_.watchdog_timeout_s) + " s\n" +
                               scheduler_.DebugString());
-    scheduler_.FailAll("no token mask arrived within watchdog_timeout_s");
+    scheduler_.FailAll("no token mask and no block came within watchdog_timeout_s");
     resting_since_.reset();
     return;
   }
@@ -174,8 +190,8 @@ void EngineLoop::RestWithWork() {
 
 // The device may write into our buffers until the last step is over.
 void EngineLoop::DrainDevice() {
-  const Clock::time_point deadline = Clock::now() + kDrainLimit;
-  while (pipeline_->in_flight() > 0 && Clock::now() < deadline) {
+  const SteadyClock::time_point deadline = SteadyClock::now() + kDrainLimit;
+  while (pipeline_->in_flight() > 0 && SteadyClock::now() < deadline) {
     bool done = false;
     if (!pipeline_->QueryOldest(&done).ok()) return;
     if (done) {
@@ -202,6 +218,10 @@ void EngineLoop::PublishStats() {
   stats_.num_prefix_hits = now.num_prefix_hits;
   stats_.num_finished = now.num_finished;
   stats_.queue_time = now.queue_time;
+  stats_.num_migrating = now.num_migrating;
+  stats_.num_kv_leases = now.num_held;
+  stats_.num_migrations = now.num_migrations;
+  stats_.num_failed_migrations = now.num_failed_migrations;
   num_running_.store(now.num_running, std::memory_order_relaxed);
   num_waiting_.store(now.num_waiting, std::memory_order_relaxed);
   published_.Store(stats_);

@@ -13,6 +13,7 @@
 #include "dlcore/engine.h"
 #include "engine/doorbell.h"
 #include "engine/inbox.h"
+#include "engine/kv_link.h"
 #include "engine/output_queue.h"
 #include "engine/step_pipeline.h"
 #include "sched/scheduler.h"
@@ -27,6 +28,9 @@ class EngineLoop {
 
   // Before the thread starts.
   GraphTable& graphs() { return pipeline_->graphs(); }
+  void SetKvLink(std::unique_ptr<KvLink> link) { kv_link_ = std::move(link); }
+  // Null while the engine moves no KV. Its any-thread methods alone while Run is.
+  KvLink* kv_link() { return kv_link_.get(); }
   // OutOfDescriptors and the like; OK when the loop can run.
   [[nodiscard]] Status CheckUsable() const;
 
@@ -54,6 +58,8 @@ class EngineLoop {
   // Engine thread only.
   Status Turn();
   void TakeInbox();
+  void DeliverKv();
+  void PostKv();
   Status LaunchSteps();
   Status CommitOldest();
   Status WaitForOldest(bool* done);
@@ -93,6 +99,9 @@ class EngineLoop {
   std::condition_variable debug_answered_;
   std::atomic<bool> debug_wanted_{false};
   std::string debug_text_;  // guarded by debug_mutex_
+
+  // Null unless this engine moves KV. Last: its threads ring the doorbell.
+  std::unique_ptr<KvLink> kv_link_;
 };
 
 }  // namespace dlcore

@@ -48,7 +48,7 @@ Scheduler::~Scheduler() = default;
 Status Scheduler::Submit(Request request) {
   Status status = ValidateRequest(request, options_);
   if (!status.ok()) return status;
-  if (sequences_.contains(request.id)) {
+  if (sequences_.contains(request.id) || held_.contains(request.id)) {
     return Status::InvalidArgument("request id " + std::to_string(request.id.value) +
                                    " is in use; ids must be unique");
   }
@@ -112,6 +112,7 @@ size_t Scheduler::CommitSequence(const PlannedSequence& planned, const StepResul
     needs_sweep_ |= !sequence->in_flight();
     return end;
   }
+  FinishReason reason = FinishReason::kNone;
   if (end > row) {
     SequenceOutput& out = NewOutput(*sequence);
     const int32_t max_logprobs = options_.limits.max_logprobs;
@@ -120,8 +121,10 @@ size_t Scheduler::CommitSequence(const PlannedSequence& planned, const StepResul
           ReadLogprobs(result, row, max_logprobs, sequence->sampling().prompt_logprobs));
     }
     if (planned.samples) TakeToken(sequence, result, sampled_row, &out);
+    reason = out.finish_reason;
   }
   Publish(sequence, planned.end());
+  if (reason == FinishReason::kLength && sequence->holds_kv()) Hold(sequence);
   if (sequence->state != SequenceState::kRunning) needs_sweep_ |= !sequence->in_flight();
   return end;
 }
@@ -159,6 +162,11 @@ void Scheduler::Publish(Sequence* sequence, int32_t num_computed) {
 // Ends a sequence without an output of its own; Sweep takes it away.
 void Scheduler::Finish(Sequence* sequence) {
   ++stats_.num_finished;
+  if (sequence->pulling) {
+    kv_work_.aborts.push_back(sequence->id());
+  } else {
+    ReleaseSource(sequence);
+  }
   const bool was_waiting = sequence->state == SequenceState::kWaiting;
   sequence->state = SequenceState::kFinished;
   if (!was_waiting) {
@@ -189,7 +197,8 @@ void Scheduler::Sweep() {
   if (!needs_sweep_) return;
   needs_sweep_ = false;
   std::erase_if(running_, [this](Sequence* sequence) {
-    if (sequence->state == SequenceState::kRunning || sequence->in_flight()) return false;
+    const bool stays = sequence->state == SequenceState::kRunning || sequence->in_flight();
+    if (stays) return false;
     kv_.Release(&sequence->cache);
     free_slots_.push_back(sequence->slot);
     if (sequence->state == SequenceState::kFinished) {

@@ -13,6 +13,7 @@
 #include "dlcore/queue_time.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
+#include "dlcore/transport.h"
 #include "kv/kv_manager.h"
 #include "sched/plan_ring.h"
 #include "sched/policy.h"
@@ -31,6 +32,25 @@ struct StepResult {
   std::span<const float> top_logprobs;      // [rows, max_logprobs]
 };
 
+// Blocks of a finished sequence, kept until ReturnHeld.
+struct HeldKv {
+  RequestId id;
+  LeaseBlocks blocks;
+  int32_t num_tokens = 0;  // whose KV is written
+};
+
+// What the scheduler asks of whoever moves KV between nodes.
+struct KvWork {
+  std::vector<MigrationRequest> pulls;                 // deadlines are the receiver's to set
+  std::vector<RequestId> aborts;                       // of pulls; each still ends in an event
+  std::vector<std::vector<MigrationSource>> releases;  // remote leases nobody will read
+  std::vector<HeldKv> held;                            // to be put under leases
+
+  [[nodiscard]] bool empty() const {
+    return pulls.empty() && aborts.empty() && releases.empty() && held.empty();
+  }
+};
+
 struct SchedulerStats {
   int32_t num_running = 0;
   int32_t num_waiting = 0;
@@ -45,6 +65,10 @@ struct SchedulerStats {
   uint64_t num_prefix_hits = 0;     // prompt tokens found
   uint64_t num_finished = 0;
   QueueTime queue_time;  // from Submit to the first plan
+  int32_t num_migrating = 0;
+  int32_t num_held = 0;  // finished requests whose KV waits for a reader
+  uint64_t num_migrations = 0;
+  uint64_t num_failed_migrations = 0;
 };
 
 // Decides what runs next. Plan out, event in: it never sees a device or a
@@ -85,6 +109,15 @@ class Scheduler {
   // rejected late) to `out`.
   void TakeOutputs(OutputBatch* out);
 
+  // Moving KV between nodes (scheduler_kv.cc).
+  // Replaces `out` by what is wanted since the last call. A pull's blocks are
+  // reserved until Advance is told of its end.
+  void TakeKvWork(KvWork* out);
+  // Pulls that ended, well or not.
+  void Advance(std::span<const MigrationEvent> events);
+  // The KV held for `id` is no longer needed. Unknown ids are ignored.
+  void ReturnHeld(RequestId id);
+
   // True while anything is queued, running or uncommitted.
   [[nodiscard]] bool HasWork() const;
   [[nodiscard]] SchedulerStats Stats() const;
@@ -106,9 +139,18 @@ class Scheduler {
   bool Grow(Sequence* sequence, int32_t num_tokens);
   void Preempt(Sequence* sequence);
   [[nodiscard]] bool BlocksAreReturning() const;
+  [[nodiscard]] bool BlocksAreElsewhere() const;
   [[nodiscard]] bool IsAlone(const Sequence* sequence) const;
   [[nodiscard]] Sequence* FindVictim() const;
   [[nodiscard]] std::string TooSmallPool() const;
+
+  // KV of other nodes (scheduler_kv.cc).
+  [[nodiscard]] int32_t PullEnd(const Sequence& sequence) const;
+  Admission TryMigrate(Sequence* sequence, int32_t cached, int32_t available);
+  void FinishPull(Sequence* sequence, const Status& status);
+  void PublishPulled(Sequence* sequence, int32_t num_pulled);
+  void ReleaseSource(Sequence* sequence);
+  void Hold(Sequence* sequence);
 
   // Results (scheduler.cc).
   size_t CommitSequence(const PlannedSequence& planned, const StepResult& result, size_t row);
@@ -136,6 +178,8 @@ class Scheduler {
   const Sequence* blocked_ = nullptr;  // head of the queue that did not fit last time,
   int32_t blocked_until_ = 0;          // and the available blocks it needs
   std::vector<SequenceOutput> outputs_;
+  std::unordered_map<RequestId, SequenceCache> held_;
+  KvWork kv_work_;
   SchedulerStats stats_;
   uint64_t num_submitted_ = 0;
   uint64_t num_plans_ = 0;

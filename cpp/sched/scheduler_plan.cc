@@ -99,7 +99,7 @@ bool Scheduler::Grow(Sequence* sequence, int32_t num_tokens) {
     if (BlocksAreReturning()) return false;
     Sequence* victim = FindVictim();
     if (victim == sequence && IsAlone(sequence)) {
-      if (sequence->in_flight()) return false;
+      if (sequence->in_flight() || BlocksAreElsewhere()) return false;
       FinishWithOutput(sequence, FinishReason::kError, TooSmallPool());
       return false;
     }
@@ -113,9 +113,14 @@ bool Scheduler::Grow(Sequence* sequence, int32_t num_tokens) {
 // preempted sequence.
 bool Scheduler::BlocksAreReturning() const {
   return std::ranges::any_of(running_, [](const Sequence* s) {
-    return s->state != SequenceState::kRunning && s->in_flight();
+    const bool leaves =
+        s->state == SequenceState::kFinished || s->state == SequenceState::kPreempting;
+    return leaves && s->in_flight();
   });
 }
+
+// True when waiting brings blocks back: a lease or a migration has them.
+bool Scheduler::BlocksAreElsewhere() const { return !held_.empty() || stats_.num_migrating > 0; }
 
 bool Scheduler::IsAlone(const Sequence* sequence) const {
   return std::ranges::none_of(running_, [sequence](const Sequence* s) {
@@ -163,6 +168,8 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence* sequence, PlanRecord* record)
   if (blocked_ == sequence && available < blocked_until_) return Admission::kBlocked;
 
   const int32_t cached = TakePrefix(sequence);
+  if (cached < PullEnd(*sequence)) return TryMigrate(sequence, cached, available);
+  ReleaseSource(sequence);
   const Chunk chunk = policy_.Fit(*sequence, room_);
   const int32_t end = cached + chunk.num_tokens;
   // A step's worth of blocks is enough to start. A preempted sequence waits until

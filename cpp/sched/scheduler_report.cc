@@ -10,6 +10,8 @@ const char* Name(SequenceState state) {
   switch (state) {
     case SequenceState::kWaiting:
       return "waiting";
+    case SequenceState::kMigrating:
+      return "migrating";
     case SequenceState::kRunning:
       return "running";
     case SequenceState::kPreempting:
@@ -28,6 +30,7 @@ SchedulerStats Scheduler::Stats() const {
   SchedulerStats stats = stats_;
   stats.num_running = static_cast<int32_t>(running_.size());
   stats.num_waiting = static_cast<int32_t>(waiting_.size());
+  stats.num_held = static_cast<int32_t>(held_.size());
   stats.num_free_blocks = kv_.pool().num_free();
   stats.num_cached_blocks = kv_.pool().num_cached();
   stats.num_referenced_blocks = kv_.pool().num_referenced();
@@ -37,10 +40,11 @@ SchedulerStats Scheduler::Stats() const {
 std::string Scheduler::DebugString() const {
   Text out;
   const SchedulerStats stats = Stats();
-  out << "running " << stats.num_running << ", waiting " << stats.num_waiting
-      << ", uncommitted plans " << plans_.size() << ", blocks free " << stats.num_free_blocks
-      << " cached " << stats.num_cached_blocks << " referenced " << stats.num_referenced_blocks
-      << " total " << stats.num_kv_blocks << ", preemptions " << stats.num_preemptions << "\n";
+  out << "running " << stats.num_running << ", waiting " << stats.num_waiting << ", migrating "
+      << stats.num_migrating << ", held " << stats.num_held << ", uncommitted plans "
+      << plans_.size() << ", blocks free " << stats.num_free_blocks << " cached "
+      << stats.num_cached_blocks << " referenced " << stats.num_referenced_blocks << " total "
+      << stats.num_kv_blocks << ", preemptions " << stats.num_preemptions << "\n";
   const auto line = [&out](const Sequence& s) {
     out << "request " << s.id().value << " " << Name(s.state) << " priority " << s.priority()
         << " slot " << s.slot.value << " prompt " << s.prompt_len() << " output " << s.num_output()

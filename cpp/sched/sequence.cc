@@ -56,6 +56,18 @@ void Sequence::Admit(SlotId new_slot, int32_t num_cached) {
   if (num_cached_tokens < 0) num_cached_tokens = std::min(num_cached, prompt_len());
 }
 
+void Sequence::StartPull(SlotId new_slot) {
+  state = SequenceState::kMigrating;
+  slot = new_slot;
+  pulling = true;
+}
+
+void Sequence::FinishPull(int32_t num_pulled) {
+  state = SequenceState::kRunning;
+  num_planned_ = num_pulled;
+  num_cached_tokens = std::min(num_pulled, prompt_len());
+}
+
 void Sequence::Plan(int32_t num_tokens, bool samples, int32_t num_prompt_rows) {
   num_planned_ += num_tokens;
   next_prompt_row_ += num_prompt_rows;

@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "dlcore/options.h"
@@ -13,11 +15,13 @@
 namespace dlcore {
 
 // kWaiting -> kRunning             admitted: has a slot and blocks
+// kWaiting -> kMigrating           admitted, and its KV is being pulled into its blocks
+// kMigrating -> kRunning           the KV is there
+// kMigrating -> kPreempting        the pull failed: computed here instead
 // kRunning -> kPreempting          chosen as victim; planned no more
 // kPreempting -> kWaiting          no plan in flight: blocks and slot are back
-// kWaiting, kRunning, kPreempting -> kFinished
-//                                  destroyed once no plan in flight writes its blocks
-enum class SequenceState : uint8_t { kWaiting, kRunning, kPreempting, kFinished };
+// any -> kFinished                 destroyed once no plan in flight and no pull writes its blocks
+enum class SequenceState : uint8_t { kWaiting, kMigrating, kRunning, kPreempting, kFinished };
 
 // One request on its way: its tokens, how far they are computed, and what it
 // holds. Tokens sampled by plans in flight are *pending*: they count, but their
@@ -37,6 +41,14 @@ class Sequence {
   [[nodiscard]] const std::string& cache_salt() const { return request_.cache_salt; }
   [[nodiscard]] const SamplingParams& sampling() const { return request_.sampling; }
   [[nodiscard]] TokenConstraint* constraint() const { return request_.constraint.get(); }
+  // Where its KV can be pulled from; null when nowhere, or not any more.
+  [[nodiscard]] const KvSource* kv_source() const {
+    return request_.kv_source ? &*request_.kv_source : nullptr;
+  }
+  [[nodiscard]] std::optional<KvSource> TakeKvSource() {
+    return std::exchange(request_.kv_source, std::nullopt);
+  }
+  [[nodiscard]] bool holds_kv() const { return request_.hold_kv; }
   // EOS ids (unless ignored) and the request's stop ids.
   [[nodiscard]] const std::vector<TokenId>& stop_ids() const { return stop_ids_; }
 
@@ -56,7 +68,8 @@ class Sequence {
   // Tokens whose KV is written, by committed plans or plans in flight.
   [[nodiscard]] int32_t num_planned() const { return num_planned_; }
   [[nodiscard]] int32_t num_to_plan() const { return num_known() + num_pending_ - num_planned_; }
-  [[nodiscard]] bool in_flight() const { return num_in_flight_ > 0; }
+  // Something may still write its blocks.
+  [[nodiscard]] bool in_flight() const { return num_in_flight_ > 0 || pulling; }
   // False while its next token could not be used, or depends on one not yet known.
   [[nodiscard]] bool CanPlan() const {
     return state == SequenceState::kRunning && num_known() + num_pending_ < max_total_ &&
@@ -81,6 +94,8 @@ class Sequence {
 
   // Transitions of the progress counters.
   void Admit(SlotId slot, int32_t num_cached);
+  void StartPull(SlotId slot);
+  void FinishPull(int32_t num_pulled);
   void StartFrom(int32_t num_cached) { num_planned_ = num_cached; }
   void Plan(int32_t num_tokens, bool samples, int32_t num_prompt_rows);
   void CommitPlan(bool sampled);
@@ -91,6 +106,7 @@ class Sequence {
   // Owned by the scheduler.
   SequenceState state = SequenceState::kWaiting;
   bool was_preempted = false;
+  bool pulling = false;  // a migration may write its blocks, whatever its state
   SlotId slot = kNoSlot;
   int32_t num_cached_tokens = -1;  // of the prompt; set at the first admission
   SequenceCache cache;

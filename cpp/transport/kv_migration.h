@@ -10,25 +10,6 @@
 
 namespace dlcore {
 
-// One TP rank of the node that holds the KV.
-struct MigrationSource {
-  std::string endpoint;  // chosen with ChooseEndpoint
-  LeaseRef lease;
-};
-
-// "Bring this sequence's KV here." Built from a request's kv_transfer_params.
-struct MigrationRequest {
-  RequestId id;
-  std::vector<MigrationSource> sources;  // one per TP rank of the owner, in rank order
-  LeaseBlocks local_blocks;              // reserved for the sequence, one table per cache group
-  int32_t first_token = 0;               // tokens before it are cached here already
-  int32_t num_tokens = 0;                // tokens [first_token, num_tokens) are pulled
-  TimePoint deadline;
-  // Whether completion releases the leases. With several local TP ranks reading
-  // one lease, only whoever knows that all are done may: see KvMigrator::Release.
-  bool release_when_done = true;
-};
-
 // What a migration wants its transport to do next for one source.
 struct MigrationStep {
   enum class Kind : uint8_t { kOpenLease, kRead };

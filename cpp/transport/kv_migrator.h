@@ -16,12 +16,6 @@
 
 namespace dlcore {
 
-struct MigrationEvent {
-  RequestId id;
-  Status status;  // OK = Completed; otherwise why it failed, for the router
-  uint64_t bytes = 0;
-};
-
 // Pulls leased KV into local blocks, layer by layer, starting while the owner
 // still computes. Connecting, planning and copying happen on its own threads;
 // Post, Abort and PollCompleted only touch queues. A migration that fails is not

@@ -241,7 +241,9 @@ class OutputBatch:
 
     @property
     def cached_tokens(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), writable=False)]:
-        """Prompt tokens served from the prefix cache."""
+        """
+        Prompt tokens not computed here: cached, or pulled from another engine.
+        """
 
     def rows(self) -> list[tuple[int, list[int], int, int, int]]:
         """
@@ -254,6 +256,11 @@ class OutputBatch:
 
     def prompt_logprobs(self, i: int) -> list[tuple[float, int, list[int], list[float]]]:
         """As `logprobs`, of the prompt positions finished since the last output."""
+
+    def kv_lease(self, i: int) -> tuple[int, int, int] | None:
+        """
+        (lease id, epoch, num_tokens) of the KV kept for the row's request (hold_kv), else None.
+        """
 
     def error(self, i: int) -> str:
         """Why the row failed (finish reason 4), else ''."""
@@ -297,6 +304,26 @@ class TokenConstraint:
     @property
     def ready(self) -> bool: ...
 
+class KvSource:
+    """
+    KV of a prompt under another engine's leases. leases: (endpoint, lease id, epoch), one
+    per rank of that engine; num_tokens: covered by them, from the first one on. When pulling
+    fails the prompt is computed here, or (recompute_on_failure=False) the request ends with
+    the error 'migration_failed: why'.
+    """
+
+    def __init__(self, *, leases: Sequence[tuple[str, int, int]], num_tokens: int, recompute_on_failure: bool = True) -> None: ...
+
+class KvTransferOptions:
+    """
+    How an engine's KV pool looks and how others reach it (cpp/include/dlcore/kv_transfer.h).
+    layer_addresses: of block 0 of each layer, [num_planes, num_kv_heads, block_size,
+    bytes_per_head] bytes a block. serves: put KV under leases and listen. transports: names,
+    empty = all that work here. Raises ValueError naming the field.
+    """
+
+    def __init__(self, *, layer_addresses: Sequence[int], block_size: int, num_blocks: int, num_planes: int, num_kv_heads: int, bytes_per_head: int, key: bytes, serves: bool, transports: Sequence[str] = (), host: str = '127.0.0.1', port: int = 0, socket_dir: str = '/tmp', rdma_device: str = '', lease_ttl_s: float = 30.0, pull_timeout_s: float = 20.0) -> None: ...
+
 class Engine:
     """
     The loop: one native thread that schedules, launches and hands out tokens.
@@ -321,6 +348,25 @@ class Engine:
         exception fails all requests with its text.
         """
 
+    def open_kv_transfer(self, options: KvTransferOptions) -> None:
+        """
+        Lets the engine give and take KV (submit's hold_kv and kv_source). Before start,
+        once. The memory of the layout must outlive the engine. Raises ValueError naming the
+        field, EngineUnavailable where a transport cannot listen.
+        """
+
+    def kv_endpoints(self) -> list[str]:
+        """What other engines connect to; empty unless this one serves leases."""
+
+    def choose_kv_endpoint(self, offered: Sequence[str]) -> str:
+        """
+        The fastest of another engine's endpoints this one can use. Raises EngineUnavailable
+        saying why none fits.
+        """
+
+    def release_kv_lease(self, lease_id: int, epoch: int) -> bool:
+        """Ends a lease this engine granted. False when it had ended already."""
+
     def start(self) -> None: ...
 
     def stop(self) -> None:
@@ -328,11 +374,13 @@ class Engine:
         Aborts what is left, joins the thread and drops the callable. Idempotent.
         """
 
-    def submit(self, request_id: int, prompt_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, priority: int = 0, cache_salt: bytes = b'', constraint: TokenConstraint | None = None, resume_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64] | None = None) -> None:
+    def submit(self, request_id: int, prompt_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, priority: int = 0, cache_salt: bytes = b'', constraint: TokenConstraint | None = None, resume_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64] | None = None, kv_source: KvSource | None = None, hold_kv: bool = False) -> None:
         """
         Queues a request. prompt_token_ids: int32 or int64 array, or a sequence of ints.
         resume_token_ids: output tokens generated elsewhere, fewer than max_tokens; they count as
-        this request's own, and its outputs hold only what follows them. Raises
+        this request's own, and its outputs hold only what follows them.
+        kv_source: where to pull the prompt's KV from instead of computing it. hold_kv: when
+        max_tokens ends the request its KV stays, under the lease OutputBatch.kv_lease names. Raises
         ValueError naming the field, QueueFull (max_waiting_requests), EngineUnavailable.
         """
 

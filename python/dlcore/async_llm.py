@@ -13,6 +13,7 @@ from dlcore.core_request import check_prompt_text, encode_prompt
 from dlcore.engine_client import EngineDeadError
 from dlcore.engine_factory import open_session
 from dlcore.engine_session import EngineSession
+from dlcore.kv_peer import KvPeer
 from dlcore.output_queue import OutputQueue
 from dlcore.outputs import RequestOutput
 from dlcore.resumption import ResumeTokenIds
@@ -67,6 +68,10 @@ class AsyncLLM:
         return self._session.model.default_sampling_params()
 
     @property
+    def kv_peer(self) -> KvPeer | None:
+        return self._session.kv_peer
+
+    @property
     def num_unfinished_requests(self) -> int:
         return self._session.num_requests
 
@@ -79,6 +84,8 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         resume_token_ids: ResumeTokenIds | None = None,
+        kv_source: Any = None,
+        hold_kv: bool = False,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Deltas until `finished`; see `EngineClient.generate`."""
         text = prompt if isinstance(prompt, str) else None
@@ -97,6 +104,8 @@ class AsyncLLM:
             cache_salt=cache_salt,
             grammar=grammar,
             resume_token_ids=resume_token_ids,
+            kv_source=kv_source,
+            hold_kv=hold_kv,
         )
         try:
             while True:

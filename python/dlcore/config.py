@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+KV_ROLES = ("prefill", "decode")
+MIN_KV_KEY_BYTES = 16
 LOAD_FORMATS = ("auto", "safetensors", "dummy", "null")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
@@ -39,6 +41,32 @@ class ConfigError(ValueError):
     def __init__(self, field_name: str, message: str) -> None:
         super().__init__(f"{field_name}: {message}")
         self.field = field_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvTransferConfig:
+    """A node's part in Prefill-Decode disaggregation (docs/disaggregation.md).
+
+    A prefill node listens on `host`:`port` (0 = any free one) and keeps the KV of the prompts it
+    computed for at most `lease_ttl_s`; a decode node pulls within `pull_timeout_s`.
+    """
+
+    role: str
+    key: bytes = field(repr=False)  # the deployment's secret
+    transport: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 0
+    lease_ttl_s: float = 30.0
+    pull_timeout_s: float = 20.0
+    recompute_on_failure: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice("role", self.role, KV_ROLES)
+        if len(self.key) < MIN_KV_KEY_BYTES:
+            raise ConfigError("kv_key", f"must have at least {MIN_KV_KEY_BYTES} bytes")
+        _check_int("kv_port", self.port, 0, 65535)
+        for name in ("lease_ttl_s", "pull_timeout_s"):
+            _check_float(f"kv_{name}", getattr(self, name), 0.05, 3600.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +102,7 @@ class EngineConfig:
     kv_cache_dtype: str = "auto"  # "auto": the model's; "fp8": E4M3, half of bfloat16's memory
     cudagraph_capture_sizes: tuple[int, ...] | None = None
     watchdog_timeout_s: float = 120.0
+    kv_transfer: KvTransferConfig | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:

@@ -7,8 +7,9 @@ are written against this protocol alone.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from dlcore.kv_peer import KvPeer
 from dlcore.outputs import RequestOutput
 from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
@@ -41,6 +42,11 @@ class EngineClient(Protocol):
         """What the model's authors advise; holds for what a request leaves open."""
         ...
 
+    @property
+    def kv_peer(self) -> KvPeer | None:
+        """Null unless the engine moves KV to or from other ones."""
+        ...
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -50,6 +56,8 @@ class EngineClient(Protocol):
         priority: int = 0,
         cache_salt: str = "",
         resume_token_ids: ResumeTokenIds | None = None,
+        kv_source: Any = None,
+        hold_kv: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         """Yields deltas (see CompletionOutput) until `finished`.
 
@@ -57,6 +65,10 @@ class EngineClient(Protocol):
         takes over, or None for a completion that finished there. They count as this request's
         own; a first output with `resumed` set repeats them, the others hold what follows.
         With the same seed and parameters that is what the other engine would have sent.
+
+        `kv_source` (KvPeer.source): where another engine keeps the prompt's KV. `hold_kv`: keep
+        this request's KV for another engine, when max_tokens ends it; its last output has the
+        lease.
 
         Closing the iterator (or cancelling its task) aborts the request. Raises
         ParameterError for a prompt or parameter the engine cannot serve, QueueFullError,

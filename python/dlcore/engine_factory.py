@@ -8,6 +8,7 @@ from dlcore import _core
 from dlcore.config import EngineConfig
 from dlcore.core_request import RequestLimits
 from dlcore.engine_session import EngineSession, ServedModel
+from dlcore.kv_peer import KvPeer
 from dlcore.model_folder import find_model_folder
 from dlcore.runner import LoadedEngine, build_engine, choose_device
 from dlcore.tokenizer import Tokenizer
@@ -16,8 +17,13 @@ from dlcore.tokenizer import Tokenizer
 def open_session(config: EngineConfig) -> EngineSession:
     """Loads the model and starts its core. Raises ConfigError, CheckpointError, TokenizerError."""
     loaded = build_engine(config)
+    kv = config.kv_transfer
     session = EngineSession(
-        loaded.core, _served_model(loaded), _core.SamplingParams, keep_alive=loaded
+        loaded.core,
+        _served_model(loaded),
+        _core.SamplingParams,
+        keep_alive=loaded,
+        kv_peer=KvPeer(loaded.core, kv) if kv is not None else None,
     )
     loaded.core.start()
     return session

@@ -27,6 +27,7 @@ from dlcore.core_request import (
 )
 from dlcore.detokenizer import DetokenizerFactory
 from dlcore.engine_client import EngineDeadError, QueueFullError
+from dlcore.kv_peer import KvPeer
 from dlcore.outputs import CompletionOutput
 from dlcore.request_state import OutputSink, RequestState
 from dlcore.resumption import ResumeTokenIds, check_resume
@@ -82,6 +83,7 @@ class EngineSession:
         *,
         keep_alive: object = None,
         rules: SessionRules | None = None,
+        kv_peer: KvPeer | None = None,
     ) -> None:
         """`keep_alive` owns the memory a running core reads and writes. `rules`: where those of
         constrained requests are compiled, by default here."""
@@ -89,6 +91,7 @@ class EngineSession:
         self.model = model
         self._make_params = make_params
         self._keep_alive = keep_alive
+        self.kv_peer = kv_peer
         self._detokenizers = (
             DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
         )
@@ -114,8 +117,13 @@ class EngineSession:
         cache_salt: str = "",
         grammar: Any = None,
         resume_token_ids: ResumeTokenIds | None = None,
+        kv_source: Any = None,
+        hold_kv: bool = False,
     ) -> RequestState:
         """Starts a request. Raises ParameterError, QueueFullError, EngineDeadError.
+
+        `kv_source` (_core.KvSource) serves the first completion; the others find the prompt in
+        the prefix cache. `hold_kv`: for a request with n=1.
 
         `grammar`: `rules.compile(params)`, done before because it may take seconds; else it
         is done here.
@@ -143,6 +151,8 @@ class EngineSession:
             num_open=len(open_completions),
             unsubmitted=open_completions,
             resume_token_ids=resume_token_ids,
+            kv_source=kv_source,
+            hold_kv=hold_kv,
         )
         if resume_token_ids is not None:
             self._resume(state)
@@ -179,6 +189,8 @@ class EngineSession:
             wanted = request.params.logprobs is not None
             logprobs = batch.logprobs(row) if wanted else ()
             delta = completion.advance(ids, finish, stop_token, logprobs)
+            if request.hold_kv and finish and self.kv_peer is not None:
+                request.kv_lease = self.kv_peer.take_lease(batch, row, delta)
             self._close_if_finished(core_id, request, delta, core_finished=finish != 0)
             request.deliver(delta, batch.error(row) if finish == FINISH_ERROR else None)
             if request.unsubmitted:
@@ -272,6 +284,10 @@ class EngineSession:
         )
         if len(resumed):
             options["resume_token_ids"] = np.asarray(resumed, dtype=np.int32)
+        if state.hold_kv:
+            options["hold_kv"] = True
+        if state.kv_source is not None:
+            options["kv_source"], state.kv_source = state.kv_source, None
         try:
             self.core.submit(
                 core_id,

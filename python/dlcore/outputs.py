@@ -35,6 +35,15 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop id or string; None for EOS
 
 
+@dataclass(frozen=True, slots=True)
+class KvLease:
+    """The prompt's KV, kept by the engine for a reader (see kv_peer)."""
+
+    lease_id: int
+    epoch: int
+    num_tokens: int
+
+
 @dataclass(slots=True)
 class RequestOutput:
     """The state of one request; `finished` once every completion has a finish_reason."""
@@ -50,3 +59,4 @@ class RequestOutput:
     # True for the first output of a resumed request: it repeats what was generated elsewhere
     # (without logprobs), for readers that keep a state. It is not new.
     resumed: bool = False
+    kv_lease: KvLease | None = None  # with the last output of a request that asked for it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlcore.completion_state import CompletionState, CoreLogprobs, logprobs_at
-from dlcore.outputs import CompletionOutput, LogprobsAtPosition, RequestOutput
+from dlcore.outputs import CompletionOutput, KvLease, LogprobsAtPosition, RequestOutput
 from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
@@ -36,6 +36,9 @@ class RequestState:
     num_cached_tokens: int = 0
     prompt_logprobs: list[LogprobsAtPosition | None] | None = None
     grammar: Any = None  # compiled from params.structured_outputs
+    kv_source: Any = None  # for the first submission
+    hold_kv: bool = False
+    kv_lease: KvLease | None = None
 
     def resume_of(self, index: int) -> Sequence[int]:
         """The tokens completion `index` brings along."""
@@ -66,6 +69,7 @@ class RequestState:
                 self.take_prompt_logprobs(),
                 self.num_cached_tokens,
                 error,
+                kv_lease=self.kv_lease,
             )
         )
 
@@ -101,6 +105,7 @@ def merge_output(into: RequestOutput, new: RequestOutput) -> None:
     into.finished = new.finished
     into.num_cached_tokens = new.num_cached_tokens
     into.error = into.error or new.error
+    into.kv_lease = new.kv_lease or into.kv_lease
     if new.prompt_logprobs is not None:
         into.prompt_logprobs = new.prompt_logprobs
 

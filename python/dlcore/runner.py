@@ -14,6 +14,7 @@ from dlcore.attention import choose_attention
 from dlcore.capture import StepCapturer, decode_sizes
 from dlcore.config import ConfigError, EngineConfig, ModelConfig
 from dlcore.kv_memory import kv_blocks_on_cpu, kv_blocks_on_gpu
+from dlcore.kv_transfer import open_kv_transfer
 from dlcore.loader import draw_dummy_weights, load_safetensors
 from dlcore.model_folder import read_model_config
 from dlcore.model_runner import EagerStep, allocate_state, reset_state
@@ -52,6 +53,8 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
     device = choose_device(config)
     model_config = read_model_config(config, device.type)
     if config.load_format == "null":
+        if config.kv_transfer is not None:
+            raise ConfigError("role", "load_format 'null' has no KV to move")
         options = _engine_options(config, model_config, "cpu", [("paged", 1, 1, 0)], 1 << 16)
         core = _core.Engine(options, device="null")
         return LoadedEngine(
@@ -78,6 +81,8 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
             input_arena=arenas.input.data_ptr(),
             output_arena=arenas.output.data_ptr(),
         )
+        if config.kv_transfer is not None:
+            open_kv_transfer(core, config.kv_transfer, state.kv_caches)
     with _phase(times, "capture"):
         steps = _register_steps(core, config, options, model, arenas, state, device)
     times["total"] = sum(times.values())

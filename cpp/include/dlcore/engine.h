@@ -2,8 +2,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "dlcore/kv_transfer.h"
 #include "dlcore/options.h"
 #include "dlcore/output.h"
 #include "dlcore/queue_time.h"
@@ -30,6 +33,10 @@ struct EngineStats {
   uint64_t num_prefix_hits = 0;
   uint64_t num_finished = 0;
   QueueTime queue_time;
+  int32_t num_migrating = 0;  // sequences whose KV is being pulled
+  int32_t num_kv_leases = 0;  // finished requests whose KV waits for a reader
+  uint64_t num_migrations = 0;
+  uint64_t num_failed_migrations = 0;
   // The loop.
   uint64_t num_steps = 0;
   double step_cpu_seconds = 0;  // plan + fill + launch + commit, summed
@@ -58,6 +65,17 @@ class Engine {
   Status AddExecutable(const StepKey& key, std::unique_ptr<Executable> executable);
   // Runs every step with exact counts, no buckets (CPU). Before Start only.
   Status SetExactExecutable(std::unique_ptr<Executable> executable);
+
+  // Lets the engine give and take KV (Request::hold_kv, Request::kv_source).
+  // Before Start only, once. The pool of `options.layout` must outlive the engine.
+  Status OpenKvTransfer(const KvTransferOptions& options);
+  // What readers of this engine's leases connect to.
+  [[nodiscard]] std::vector<std::string> KvEndpoints() const;
+  // The endpoint to name in a KvSource, among those another engine offers.
+  // Unavailable says why none fits.
+  Status ChooseKvEndpoint(std::span<const std::string> offered, std::string* out) const;
+  // Ends a lease this engine granted. PermissionDenied when it has ended already.
+  Status ReleaseKvLease(LeaseRef lease);
 
   Status Start();
   // Fails what is queued or running with kAbort and joins the thread. Idempotent.

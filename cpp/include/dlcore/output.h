@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "dlcore/request.h"
 #include "dlcore/token_list.h"
+#include "dlcore/transport.h"
 #include "dlcore/types.h"
 
 namespace dlcore {
@@ -18,6 +20,12 @@ struct TokenLogprobs {
   std::vector<float> top_logprobs;
 };
 
+// The KV of a finished sequence, kept for a reader.
+struct KvLease {
+  LeaseRef lease;
+  int32_t num_tokens = 0;  // whose KV is written
+};
+
 // What one sequence got in one step (or since the front end last looked).
 struct SequenceOutput {
   RequestId id;
@@ -25,9 +33,10 @@ struct SequenceOutput {
   std::vector<TokenLogprobs> logprobs;         // one per token, where asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // prompt positions finished since the last output
   FinishReason finish_reason = FinishReason::kNone;
-  TokenId stop_token = -1;        // the id that ended it (kStop)
-  int32_t num_cached_tokens = 0;  // prompt tokens served from the prefix cache
-  std::string error;              // kError: why
+  TokenId stop_token = -1;          // the id that ended it (kStop)
+  int32_t num_cached_tokens = 0;    // prompt tokens not computed here: cached or pulled
+  std::string error;                // kError: why
+  std::optional<KvLease> kv_lease;  // last output of a request with hold_kv that kLength ended
 };
 
 // All outputs of one step, handed over at once.

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "dlcore/transport.h"
 #include "dlcore/types.h"
 
 namespace dlcore {
@@ -53,6 +55,15 @@ class TokenConstraint {
   [[nodiscard]] virtual bool Finished() const = 0;
 };
 
+// KV of the prompt that another engine computed and holds under a lease.
+struct KvSource {
+  std::vector<MigrationSource> sources;  // one per TP rank of that engine
+  int32_t num_tokens = 0;                // of prompt + resumed output, from the first one on
+  // What a failed migration does: compute the prompt here, or end the request
+  // with kError "migration_failed: why" and leave the lease for another attempt.
+  bool recompute_on_failure = true;
+};
+
 struct Request {
   RequestId id;
   std::vector<TokenId> prompt;  // 1 .. max_model_len - 1 tokens
@@ -64,6 +75,10 @@ struct Request {
   // request's own (max_tokens, min_tokens, penalties, stops, bad_words, the constraint); outputs
   // hold only what follows them. Fewer than max_tokens.
   std::vector<TokenId> resume_token_ids;
+  std::optional<KvSource> kv_source;  // decode: pull this instead of computing it
+  // Prefill: when max_tokens ends the request, its KV goes under a lease, which
+  // its last output names, instead of back to the pool.
+  bool hold_kv = false;
 };
 
 enum class FinishReason : uint8_t {

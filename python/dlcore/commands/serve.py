@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import click
@@ -21,6 +21,7 @@ from dlcore.engine_client import EngineClient
 from dlcore.frontends.supervisor import run_frontends
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import run_server
+from dlcore.serve.kv_key import kv_transfer_config
 
 
 @click.command(cls=SectionedCommand)
@@ -52,6 +53,11 @@ def serve(model: str | None, **flags: Any) -> int:
         settings["api_key"] = (environment_key,)
 
     serve_config = ServeConfig(**settings)
+    if serve_config.role != "hybrid":
+        kv = kv_transfer_config(serve_config)
+        config = replace(config, kv_transfer=kv)
+        if not (serve_config.api_key or serve_config.api_key_file):
+            serve_config = replace(serve_config, api_key=(kv.key.decode(),))
     if serve_config.frontends > 1:
         return run_frontends(config, serve_config)
 

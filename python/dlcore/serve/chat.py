@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from msgspec import UNSET
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from dlcore.serve.collect import Collected, Collector
 from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.generation import Generation, run_to_end
+from dlcore.serve.handover import handed_over, with_handover
 from dlcore.serve.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from dlcore.serve.record import new_id, record_of, safe_id
 from dlcore.serve.schemas.chat import ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
@@ -36,6 +38,7 @@ class ChatEndpoint:
         record.model = ctx.resolve_model(body.model)
         record.stream = bool(body.stream)
         call = await chat_call(ctx, body)
+        call = replace(call, job=with_handover(ctx, body, [call.job])[0])
         generation = Generation(ctx.engine, ctx.metrics, record, [call.job])
         response_id = f"chatcmpl-{safe_id(body.request_id) or new_id()}"
         texts = TokenTexts(ctx.engine.tokenizer, bool(body.return_tokens_as_token_ids))
@@ -48,7 +51,9 @@ class ChatEndpoint:
         await run_to_end(
             generation, request, ctx.config.request_timeout, lambda _, out: collector.add(out)
         )
-        return json_response(chat_completion(call, collector, texts, response_id, record.model))
+        answer = chat_completion(call, collector, texts, response_id, record.model)
+        answer.kv_transfer_params = handed_over(ctx, call.job, collector)
+        return json_response(answer)
 
 
 def chat_completion(

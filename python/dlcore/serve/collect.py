@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dlcore.outputs import CompletionOutput, LogprobsAtPosition, RequestOutput
+from dlcore.outputs import CompletionOutput, KvLease, LogprobsAtPosition, RequestOutput
 
 
 @dataclass(slots=True)
@@ -45,9 +45,11 @@ class Collector:
         self.choices = [Collected(index) for index in range(n)]
         self.prompt_logprobs: list[LogprobsAtPosition | None] | None = None
         self.num_cached_tokens = 0
+        self.kv_lease: KvLease | None = None
 
     def add(self, output: RequestOutput) -> None:
         self.num_cached_tokens = output.num_cached_tokens
+        self.kv_lease = output.kv_lease or self.kv_lease
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = (self.prompt_logprobs or []) + output.prompt_logprobs
         for out in output.outputs:

@@ -15,6 +15,7 @@ from dlcore.serve.completion_stream import CompletionStream
 from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.generation import Generation, Job, run_to_end
+from dlcore.serve.handover import handed_over, with_handover
 from dlcore.serve.logprobs import TokenTexts, prompt_logprobs
 from dlcore.serve.record import new_id, record_of, safe_id
 from dlcore.serve.schemas.common import make_usage
@@ -33,7 +34,7 @@ class CompletionEndpoint:
         ctx, record = self._ctx, record_of(request)
         record.model = ctx.resolve_model(body.model)
         record.stream = bool(body.stream)
-        jobs = await completion_jobs(ctx, body)
+        jobs = with_handover(ctx, body, await completion_jobs(ctx, body))
         generation = Generation(ctx.engine, ctx.metrics, record, jobs)
         response_id = f"cmpl-{safe_id(body.request_id) or new_id()}"
         texts = TokenTexts(ctx.engine.tokenizer, bool(body.return_tokens_as_token_ids))
@@ -52,6 +53,7 @@ class CompletionEndpoint:
             generation, request, ctx.config.request_timeout, lambda i, out: collectors[i].add(out)
         )
         answer = completion(body, jobs, collectors, texts, response_id, record.model)
+        answer.kv_transfer_params = handed_over(ctx, jobs[0], collectors[0])
         return json_response(answer)
 
 

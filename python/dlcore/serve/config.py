@@ -13,6 +13,7 @@ from dlcore.config import ConfigError
 
 MIB = 1024 * 1024
 ANY_HOST = ("0.0.0.0", "::")
+ROLES = ("hybrid", "prefill", "decode")
 
 
 def _opt(default: Any, help: str) -> Any:
@@ -58,6 +59,17 @@ class ServeConfig:
     keep_alive_timeout: float = _opt(75.0, "Seconds an idle connection stays open.")
     drain_timeout: float = _opt(0.0, "Seconds running requests get after SIGTERM (0 = no limit).")
 
+    role: str = _opt("hybrid", "hybrid, prefill or decode (docs/disaggregation.md).")
+    transport: str = _opt("auto", "How KV moves between nodes: auto, tcp, shm, rdma or cuda_ipc.")
+    kv_host: str = _opt("127.0.0.1", "Address on which a prefill node serves KV.")
+    kv_port: int = _opt(0, "Port on which a prefill node serves KV; 0 picks a free one.")
+    kv_key_file: str | None = _opt(
+        None, "File with the deployment's key; it is the API key too where none is set."
+    )
+    kv_lease_ttl: float = _opt(30.0, "Seconds a prefill node keeps KV for a decode node.")
+    kv_pull_timeout: float = _opt(20.0, "Seconds a decode node tries to fetch KV.")
+    kv_recompute: bool = _opt(True, "Compute a prompt whose KV cannot be fetched, or fail it.")
+
     access_log: bool = _opt(True, "Log one JSON line per request.")
     log_level: str = _opt("info", "debug, info, warning or error.")
     otlp_endpoint: str | None = _opt(None, "Send OpenTelemetry traces to this OTLP/HTTP URL.")
@@ -85,6 +97,12 @@ class ServeConfig:
             raise ConfigError("port", f"must be in [0, 65535], got {self.port}")
         if self.frontends < 1:
             raise ConfigError("frontends", f"must be at least 1, got {self.frontends}")
+        if self.role not in ROLES:
+            raise ConfigError("role", f"must be one of {', '.join(ROLES)}; got {self.role!r}")
+        if self.role != "hybrid" and self.kv_key_file is None:
+            raise ConfigError("kv_key_file", f"is needed with role {self.role}, alike on all nodes")
+        if self.role != "hybrid" and self.frontends > 1:
+            raise ConfigError("frontends", f"must be 1 with role {self.role}")
         if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
             raise ConfigError("grpc_port", f"must be in [0, 65535], got {self.grpc_port}")
         if self.heartbeat_interval_s <= 0:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
@@ -32,6 +33,8 @@ class Job:
     priority: int = 0
     cache_salt: str = ""
     resume_token_ids: ResumeTokenIds | None = None
+    kv_source: Any = None  # where another node keeps the prompt's KV (KvPeer.source)
+    hold_kv: bool = False  # for another node to fetch
 
     def began_elsewhere(self, index: int) -> bool:
         """True when the client has the beginning of completion `index` from another server."""
@@ -78,6 +81,8 @@ class Generation:
             priority=job.priority,
             cache_salt=job.cache_salt,
             resume_token_ids=job.resume_token_ids,
+            kv_source=job.kv_source,
+            hold_kv=job.hold_kv,
         )
         try:
             async for output in stream:

@@ -12,6 +12,7 @@ from dlcore.serve.completions import CompletionEndpoint
 from dlcore.serve.context import ServerContext
 from dlcore.serve.errors import ErrorBoundary
 from dlcore.serve.files import FilesEndpoint
+from dlcore.serve.handover import HandoverEndpoint
 from dlcore.serve.models import ModelsEndpoint
 from dlcore.serve.openapi import OpenApiEndpoint
 from dlcore.serve.playground import PlaygroundEndpoint
@@ -20,6 +21,7 @@ from dlcore.serve.schemas import anthropic as a
 from dlcore.serve.schemas import batches as b
 from dlcore.serve.schemas.chat import ChatCompletion, ChatRequest
 from dlcore.serve.schemas.completions import Completion, CompletionRequest
+from dlcore.serve.schemas.handover import FreeRequest, FreeResponse
 from dlcore.serve.schemas.models import Model, ModelList
 from dlcore.serve.schemas.responses import ResponseObject, ResponsesRequest
 from dlcore.serve.schemas.system import Status, Version
@@ -126,7 +128,11 @@ def _tokens(ctx: ServerContext) -> list[Spec]:
 
 def _system(ctx: ServerContext) -> list[Spec]:
     system, playground = SystemEndpoint(ctx), PlaygroundEndpoint()
+    handover = HandoverEndpoint(ctx)
     return [
+        Spec(method="POST", path="/pd/free", handler=handover.free,
+             summary="Give up a prefill node's ticket", request=FreeRequest,
+             response=FreeResponse),
         Spec(method="GET", path="/health", handler=system.health, summary="Liveness",
              response=Status),
         Spec(method="GET", path="/ready", handler=system.ready, summary="Readiness",

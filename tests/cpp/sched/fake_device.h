@@ -37,6 +37,12 @@ class FakeDevice {
         last_tokens_(Size(limits_.max_num_seqs), -1000),
         counts_(Size(limits_.max_num_seqs), 0xbad) {}
 
+  // The KV of token `token` of a sequence whose block table is `blocks`.
+  uint64_t& Kv(const std::vector<BlockId>& blocks, int32_t token) {
+    const int32_t block = blocks.at(Size(token / limits_.block_size)).value;
+    return kv_.at(Size(block * limits_.block_size + token % limits_.block_size));
+  }
+
   FakeResult Run(const StepKey& key, std::span<const std::byte> arena) {
     key_ = key;
     arena_ = arena;

@@ -48,6 +48,7 @@ class FakeEngine:
     """
 
     model_name = "fake"
+    kv_peer = None
 
     def __init__(
         self,
@@ -90,6 +91,8 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str = "",
         resume_token_ids: ResumeTokenIds | None = None,
+        kv_source: object = None,
+        hold_kv: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         if self.dead:
             raise EngineDeadError("stopped by the test")

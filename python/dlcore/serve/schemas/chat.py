@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from dlcore.serve.schemas.common import JsonObject, PositiveCount, SamplingFields, Usage
+from dlcore.serve.schemas.common import (
+    JsonObject,
+    KvTransferParams,
+    PositiveCount,
+    SamplingFields,
+    Usage,
+)
 
 
 class TextPart(Struct, kw_only=True, tag_field="type", tag="text"):
@@ -157,6 +163,7 @@ class ChatCompletion(Struct, kw_only=True):
     usage: Usage
     system_fingerprint: str | None = None
     service_tier: str | None = None
+    kv_transfer_params: KvTransferParams | UnsetType = UNSET
     prompt_logprobs: list[Any] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 

@@ -53,6 +53,14 @@ class StructuredOutputsField(Struct, kw_only=True, omit_defaults=True):
     structural_tag: JsonObject | str | None = None
 
 
+class KvTransferParams(Struct, kw_only=True, omit_defaults=True):
+    """Hand-over between nodes: `do_remote_decode` asks a prefill node for a ticket, which a
+    decode node takes together with the same prompt."""
+
+    do_remote_decode: bool = False
+    ticket: Annotated[str, Meta(max_length=16_384)] | None = None
+
+
 class SamplingFields(Struct, kw_only=True):
     """Sampling and service parameters; null means the default."""
 
@@ -86,6 +94,7 @@ class SamplingFields(Struct, kw_only=True):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     resume_token_ids: Annotated[list[list[TokenId] | None], Meta(min_length=1)] | None = None
+    kv_transfer_params: KvTransferParams | None = None
     priority: Annotated[int, Meta(ge=-MAX_INT32, le=MAX_INT32)] | None = None
     cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
     request_id: Annotated[str, Meta(max_length=128)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from dlcore.serve.schemas.common import MAX_INT32, SamplingFields, TokenId, Usage
+from dlcore.serve.schemas.common import MAX_INT32, KvTransferParams, SamplingFields, TokenId, Usage
 
 TokenIds = list[TokenId]
 
@@ -49,3 +49,4 @@ class Completion(Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str | None = None
+    kv_transfer_params: KvTransferParams | UnsetType = UNSET

@@ -41,6 +41,10 @@ DESCRIPTIONS: Mapping[str, str] = {
     "return_token_ids": "Add prompt_token_ids and token_ids to the answer.",
     "resume_token_ids": "One list a choice: tokens of this answer that another server streamed "
     "before it was lost (null: a finished choice). Only what follows is streamed. Needs stream.",
+    "kv_transfer_params": "Hand-over between nodes (docs/disaggregation.md): do_remote_decode asks "
+    "a prefill node for a ticket; a decode node takes the ticket with the same prompt.",
+    "ticket": "kv_transfer_params.ticket of a prefill node's answer.",
+    "do_remote_decode": "Compute the prompt and its first token, and keep the KV for another node.",
     "return_tokens_as_token_ids": "Write tokens in logprobs as `token_id:N`.",
     "priority": "Lower runs first, where the scheduler's policy is priority.",
     "cache_salt": "Prompts share cached prefixes only with requests of the same salt.",

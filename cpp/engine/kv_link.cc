@@ -1,0 +1,182 @@
+#include "engine/kv_link.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "transport/pool_memory.h"
+#include "transport/registry.h"
+
+namespace dlcore {
+namespace {
+
+// Leases end at most this long after their time.
+constexpr auto kExpiryPeriod = std::chrono::milliseconds(50);
+
+// The transports to offer: those asked for, or all that work on this machine
+// with a pool in host memory.
+std::vector<std::string> Offered(const KvTransferOptions& options) {
+  if (!options.transports.empty()) return options.transports;
+  std::vector<std::string> names;
+  for (const TransportFactory* factory : Transports()) {
+    if (!factory->device_memory && factory->available().ok()) names.emplace_back(factory->name);
+  }
+  return names;
+}
+
+}  // namespace
+
+Status KvTransferOptions::Validate() const {
+  if (Status s = layout.Validate(); !s.ok()) return s;
+  if (key.size() < 16) return Status::InvalidArgument("key must have at least 16 bytes");
+  if (lease_ttl.count() <= 0) return Status::InvalidArgument("lease_ttl must be positive");
+  if (pull_timeout.count() <= 0) return Status::InvalidArgument("pull_timeout must be positive");
+  for (const std::string& name : transports) {
+    const TransportFactory* factory = nullptr;
+    if (Status s = FindTransport(name, &factory); !s.ok()) return s;
+    if (factory->device_memory) {
+      return Status::InvalidArgument("transports: " + name + " needs the pool in GPU memory");
+    }
+    if (Status s = factory->available(); !s.ok()) return s;
+  }
+  return Status::Ok();
+}
+
+Status KvLink::Create(const KvTransferOptions& options, std::function<void()> wake,
+                      std::unique_ptr<KvLink>* out) {
+  if (Status s = options.Validate(); !s.ok()) return s;
+  std::unique_ptr<KvLink> link(new KvLink(options, std::move(wake)));
+  if (options.serves) {
+    if (Status s = link->Listen(); !s.ok()) return s;
+  }
+  *out = std::move(link);
+  return Status::Ok();
+}
+
+KvLink::KvLink(const KvTransferOptions& options, std::function<void()> wake)
+    : options_(options), wake_(std::move(wake)) {
+  LeaseTable::Options lease_options;
+  lease_options.ttl = options_.lease_ttl;
+  leases_ = std::make_unique<LeaseTable>(options_.layout, lease_options,
+                                         [this](LeaseRef lease, const LeaseBlocks&) {
+                                           {
+                                             const std::lock_guard lock(mutex_);
+                                             returned_.push_back(lease);
+                                           }
+                                           wake_();
+                                         });
+  KvMigrator::Options migrator;
+  migrator.layout = options_.layout;
+  migrator.transport.key = options_.key;
+  migrator.transport.device = options_.rdma_device;
+  migrator.transport.memory = &HostPoolMemory();
+  migrator.on_event = wake_;
+  migrator_ = std::make_unique<KvMigrator>(std::move(migrator));
+}
+
+KvLink::~KvLink() {
+  migrator_.reset();
+  servers_.clear();
+}
+
+// A transport that was asked for must work; of the others, one must.
+Status KvLink::Listen() {
+  TransportServerOptions server;
+  server.key = options_.key;
+  server.host = options_.host;
+  server.port = options_.port;
+  server.socket_dir = options_.socket_dir;
+  server.device = options_.rdma_device;
+  server.leases = leases_.get();
+  server.memory = &HostPoolMemory();
+  Status last = Status::Unavailable("no transport works on this machine");
+  for (const std::string& name : Offered(options_)) {
+    std::unique_ptr<TransportServer> made;
+    last = NewTransportServer(name, server, &made);
+    if (!last.ok() && !options_.transports.empty()) return last;
+    if (!last.ok()) {
+      Log(LogLevel::kWarning, "transport " + name + " is not offered: " + last.message());
+      continue;
+    }
+    endpoints_.push_back(made->endpoint());
+    servers_.push_back(std::move(made));
+  }
+  return endpoints_.empty() ? last : Status::Ok();
+}
+
+Status KvLink::ChooseEndpoint(std::span<const std::string> offered, std::string* out) const {
+  const bool one = options_.transports.size() == 1;
+  return dlcore::ChooseEndpoint(offered, one ? options_.transports.front() : "", false, out);
+}
+
+void KvLink::Deliver(Scheduler* scheduler) {
+  events_.clear();
+  migrator_->PollCompleted(&events_);
+  if (!events_.empty()) scheduler->Advance(events_);
+  if (requests_.empty()) return;
+  const TimePoint now = std::chrono::steady_clock::now();
+  if (now >= next_expiry_) {
+    leases_->Expire();
+    next_expiry_ = now + kExpiryPeriod;
+  }
+  TakeReturned(scheduler);
+}
+
+void KvLink::TakeReturned(Scheduler* scheduler) {
+  std::vector<LeaseRef> returned;
+  {
+    const std::lock_guard lock(mutex_);
+    returned.swap(returned_);
+  }
+  for (const LeaseRef lease : returned) {
+    const auto it = requests_.find(lease.epoch);
+    DLCORE_CHECK(it != requests_.end()) << "a lease nobody made";
+    scheduler->ReturnHeld(it->second);
+    by_request_.erase(it->second);
+    requests_.erase(it);
+  }
+}
+
+void KvLink::Post(Scheduler* scheduler, OutputBatch* batch) {
+  scheduler->TakeKvWork(&work_);
+  if (work_.empty()) return;
+  const TimePoint deadline = std::chrono::steady_clock::now() + options_.pull_timeout;
+  for (MigrationRequest& pull : work_.pulls) {
+    pull.deadline = deadline;
+    migrator_->Post(std::move(pull));
+  }
+  for (const RequestId id : work_.aborts) migrator_->Abort(id);
+  for (auto& sources : work_.releases) migrator_->Release(std::move(sources));
+  for (const HeldKv& held : work_.held) {
+    Lease(held, batch);
+    if (!by_request_.contains(held.id)) scheduler->ReturnHeld(held.id);
+  }
+}
+
+// The step that wrote the KV is over, so every layer may be read at once.
+void KvLink::Lease(const HeldKv& held, OutputBatch* batch) {
+  LeaseRef lease;
+  Status status = leases_->Create(held.blocks, held.num_tokens, &lease);
+  if (!status.ok()) {
+    Log(LogLevel::kError,
+        "no lease for request " + std::to_string(held.id.value) + ": " + status.message());
+    return;
+  }
+  requests_[lease.epoch] = held.id;
+  by_request_[held.id] = lease;
+  status = leases_->MarkLayersDone(lease, static_cast<int32_t>(options_.layout.layers.size()));
+  DLCORE_CHECK(status.ok()) << status.message();
+  const auto row = std::ranges::find_if(batch->outputs.rbegin(), batch->outputs.rend(),
+                                        [&](const auto& out) { return out.id == held.id; });
+  DLCORE_CHECK(row != batch->outputs.rend()) << "held KV without an output";
+  row->kv_lease = KvLease{lease, held.num_tokens};
+}
+
+void KvLink::Abort(RequestId id) {
+  const auto it = by_request_.find(id);
+  if (it == by_request_.end()) return;
+  static_cast<void>(leases_->Release(it->second));  // refused: a reader ended it just now
+}
+
+}  // namespace dlcore

@@ -1,0 +1,88 @@
+"""A node's part in Prefill-Decode disaggregation: grants tickets, redeems them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dlcore import _core
+from dlcore.config import KvTransferConfig
+from dlcore.kv_ticket import KvTicket, TicketError, open_ticket, prompt_hash, sign_ticket
+from dlcore.outputs import CompletionOutput, KvLease
+
+logger = logging.getLogger("dlcore.kv")
+
+
+class KvPeer:
+    """Thread safety: that of the core."""
+
+    def __init__(self, core: _core.Engine, config: KvTransferConfig) -> None:
+        self._core = core
+        self._config = config
+        self._endpoints = tuple(core.kv_endpoints())
+
+    @property
+    def role(self) -> str:
+        """ "prefill" or "decode"."""
+        return self._config.role
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where this node's leases are read; empty on a decode node."""
+        return self._endpoints
+
+    def take_lease(self, batch: Any, row: int, delta: CompletionOutput) -> KvLease | None:
+        """The lease a request's last row (of a _core.OutputBatch) names. One whose answer a stop
+        string ended is of no use and given up."""
+        named = batch.kv_lease(row)
+        if named is None:
+            return None
+        lease = KvLease(*named)
+        if delta.finish_reason == "length":
+            return lease
+        self._core.release_kv_lease(lease.lease_id, lease.epoch)
+        return None
+
+    def ticket(
+        self, lease: KvLease, prompt_token_ids: Sequence[int], cache_salt: str, first_token: int
+    ) -> str:
+        """The signed name of a lease of this node."""
+        ticket = KvTicket(
+            endpoints=self._endpoints,
+            lease_id=lease.lease_id,
+            epoch=lease.epoch,
+            num_tokens=lease.num_tokens,
+            prompt_hash=prompt_hash(prompt_token_ids, cache_salt),
+            first_token=first_token,
+            expires=time.time() + self._config.lease_ttl_s,
+        )
+        return sign_ticket(ticket, self._config.key)
+
+    def source(
+        self, text: str, prompt_token_ids: Sequence[int], cache_salt: str
+    ) -> _core.KvSource | None:
+        """What the core pulls from; None where the prompt is better computed here (said in the
+        log). Raises TicketError for a ticket that is forged or for another prompt."""
+        ticket = open_ticket(text, self._config.key)
+        if ticket.prompt_hash != prompt_hash(prompt_token_ids, cache_salt):
+            raise TicketError("the ticket is for another prompt")
+        if ticket.expired:
+            logger.warning("a ticket expired before it was used; computing the prompt here")
+            return None
+        try:
+            endpoint = self._core.choose_kv_endpoint(list(ticket.endpoints))
+        except _core.EngineUnavailable as error:
+            logger.warning("computing a prompt here: %s", error)
+            return None
+        return _core.KvSource(
+            leases=[(endpoint, ticket.lease_id, ticket.epoch)],
+            num_tokens=ticket.num_tokens,
+            recompute_on_failure=self._config.recompute_on_failure,
+        )
+
+    def release(self, text: str) -> bool:
+        """Ends the ticket's lease, one of this node's. False when it had ended. TicketError."""
+        ticket = open_ticket(text, self._config.key)
+        return self._core.release_kv_lease(ticket.lease_id, ticket.epoch)
