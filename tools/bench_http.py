@@ -39,6 +39,7 @@ class InstantEngine:
     model_name = "instant"
     max_model_len = 1 << 20
     vocab_size = 1 << 15
+    kv_peer = None
 
     def __init__(self, tokens_per_output: int) -> None:
         self._chunk = tokens_per_output
@@ -59,6 +60,8 @@ class InstantEngine:
         priority: int = 0,
         cache_salt: str = "",
         resume_token_ids: ResumeTokenIds | None = None,
+        kv_source: object = None,
+        hold_kv: bool = False,
     ) -> AsyncIterator[RequestOutput]:
         ids = [1] * self._chunk
         text = TOKEN_TEXT * self._chunk

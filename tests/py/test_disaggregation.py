@@ -62,9 +62,7 @@ def kv_config(role: str, transport: str = "tcp", **options: Any) -> KvTransferCo
 
 
 @contextlib.asynccontextmanager
-async def cluster(
-    checkpoint: TinyCheckpoint, *roles: tuple[KvTransferConfig | None, int]
-) -> Any:
+async def cluster(checkpoint: TinyCheckpoint, *roles: tuple[KvTransferConfig | None, int]) -> Any:
     """Nodes of (role, block size); None = a hybrid node."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
@@ -111,9 +109,11 @@ def test_two_nodes_answer_like_one(
 ) -> None:
     async def scene() -> None:
         roles = (kv_config("prefill", transport), kv_config("decode", transport))
-        async with cluster(
-            checkpoint, (None, 16), (roles[0], sizes[0]), (roles[1], sizes[1])
-        ) as (hybrid, prefill, decode):
+        async with cluster(checkpoint, (None, 16), (roles[0], sizes[0]), (roles[1], sizes[1])) as (
+            hybrid,
+            prefill,
+            decode,
+        ):
             for body in bodies(checkpoint):
                 want = await hybrid.complete(**body)
                 ticket = await prefill.ticket(**body)
@@ -136,6 +136,7 @@ def test_two_and_two_nodes_at_once_answer_like_one() -> None:
             checkpoint, (None, 16), (kv_config("prefill"), 16), (kv_config("prefill", "shm"), 8),
             (kv_config("decode", "auto"), 4), (kv_config("decode", "auto"), 32),
         ) as (hybrid, *nodes):  # fmt: skip
+
             async def ask(i: int, body: dict[str, Any]) -> None:
                 want = await hybrid.complete(**body)
                 ticket = await nodes[i % 2].ticket(**body)

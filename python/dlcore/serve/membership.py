@@ -16,16 +16,13 @@ STARTED_POLL_S = 0.05
 
 @asynccontextmanager
 async def membership(
-    config: ServeConfig, url: str, server: DrainingServer, drain: Drain, *, kind: str = "hybrid"
+    config: ServeConfig, url: str, server: DrainingServer, drain: Drain
 ) -> AsyncIterator[None]:
-    """Registered from the moment the server is ready until it drains or the context ends.
-
-    `kind`: the node's role.
-    """
+    """Registered from the moment the server is ready until it drains or the context ends."""
     if config.ctrl is None:
         yield
         return
-    member = new_member(config.advertise_url or url, kind, config.heartbeat_interval_s)
+    member = new_member(config.advertise_url or url, config.role, config.heartbeat_interval_s)
     registration = Registration(config.ctrl, config.scope, member)
 
     async def keep() -> None:
