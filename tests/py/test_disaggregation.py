@@ -150,3 +150,122 @@ def test_two_and_two_nodes_at_once_answer_like_one() -> None:
                 await node.blocks_return()
 
     run(scene)
+
+
+def one_body(checkpoint: TinyCheckpoint) -> dict[str, Any]:
+    return max(bodies(checkpoint), key=lambda body: len(body["prompt"]))
+
+
+def test_an_answer_of_one_token_or_an_early_stop_needs_no_other_node() -> None:
+    checkpoint = tiny_checkpoint("qwen3")
+
+    async def scene() -> None:
+        async with cluster(checkpoint, (kv_config("prefill"), 16)) as (prefill,):
+            body = one_body(checkpoint)
+            handover = {"kv_transfer_params": {"do_remote_decode": True}}
+            answer = await prefill.complete(**{**body, "max_tokens": 1}, **handover)
+            assert "kv_transfer_params" not in answer
+            first = answer["choices"][0]["token_ids"][0]
+            answer = await prefill.complete(**{**body, "stop_token_ids": [first]}, **handover)
+            assert "kv_transfer_params" not in answer
+            assert answer["choices"][0]["finish_reason"] == "stop"
+            await prefill.blocks_return()
+
+    run(scene)
+
+
+def test_a_ticket_is_refused_unless_signed_here_and_for_this_prompt() -> None:
+    checkpoint = tiny_checkpoint("qwen3")
+
+    async def scene() -> None:
+        other_key = kv_config("decode", key=b"another deployment's key, 32 byt")
+        async with cluster(
+            checkpoint, (kv_config("prefill"), 16), (kv_config("decode"), 16), (other_key, 16)
+        ) as (prefill, decode, stranger):
+            body = one_body(checkpoint)
+            ticket = await prefill.ticket(**body)
+            other_prompt = {**body, "prompt": [*body["prompt"], 5]}
+            forged = ticket[:10] + ("A" if ticket[10] != "A" else "B") + ticket[11:]
+            for node, asked, text in (
+                (stranger, body, ticket), (decode, other_prompt, ticket), (decode, body, forged),
+            ):  # fmt: skip
+                params = {"kv_transfer_params": {"ticket": text}}
+                refused = await node.http.post("/v1/completions", json={**asked, **params})
+                assert refused.status_code == 403
+                assert refused.json()["error"]["code"] == "invalid_ticket"
+            assert prefill.engine.stats()["num_kv_leases"] == 1
+            freed = await prefill.http.post("/pd/free", json={"ticket": forged})
+            assert freed.status_code == 403
+            freed = await prefill.http.post("/pd/free", json={"ticket": ticket})
+            assert freed.json() == {"released": True}
+            await prefill.blocks_return()
+
+    run(scene)
+
+
+def test_an_unused_lease_returns_its_blocks_and_the_prompt_is_computed_again() -> None:
+    checkpoint = tiny_checkpoint("qwen3")
+
+    async def scene() -> None:
+        async with cluster(
+            checkpoint, (None, 16), (kv_config("prefill", lease_ttl_s=0.3), 16),
+            (kv_config("decode"), 8),
+        ) as (hybrid, prefill, decode):  # fmt: skip
+            body = one_body(checkpoint)
+            ticket = await prefill.ticket(**body)
+            await prefill.blocks_return(within_s=2.0)
+            params = {"kv_transfer_params": {"ticket": ticket}}
+            assert_same(await decode.complete(**body, **params), await hybrid.complete(**body))
+
+    run(scene)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_prefill_node_that_died_costs_a_recompute_or_a_clear_error(recompute: bool) -> None:
+    checkpoint = tiny_checkpoint("qwen3")
+
+    async def scene() -> None:
+        decode_config = kv_config("decode", recompute_on_failure=recompute, pull_timeout_s=3.0)
+        async with cluster(
+            checkpoint, (None, 16), (kv_config("prefill"), 16), (decode_config, 8)
+        ) as (hybrid, prefill, decode):
+            body = one_body(checkpoint)
+            params = {"kv_transfer_params": {"ticket": await prefill.ticket(**body)}}
+            await prefill.engine.close()
+            answer = await decode.http.post("/v1/completions", json={**body, **params})
+            if recompute:
+                assert_same(answer.json(), await hybrid.complete(**body))
+            else:
+                assert answer.status_code == 500
+                assert "migration_failed: " in answer.json()["error"]["message"]
+            assert decode.engine.stats()["num_failed_migrations"] == 1
+            await decode.blocks_return()
+
+    run(scene)
+
+
+def test_aborts_on_either_side_return_every_block() -> None:
+    checkpoint = tiny_checkpoint("qwen3")
+
+    async def scene() -> None:
+        async with cluster(
+            checkpoint, (kv_config("prefill", lease_ttl_s=3.0), 16), (kv_config("decode"), 8)
+        ) as (prefill, decode):
+            body = {**one_body(checkpoint), "max_tokens": 64}
+
+            async def hurried(i: int) -> None:
+                mine = {**body, "prompt": [*body["prompt"], i]}
+
+                async def ask() -> None:
+                    ticket = await prefill.ticket(**mine)
+                    await decode.complete(**mine, kv_transfer_params={"ticket": ticket})
+
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(ask(), 0.02 * (i % 12))
+
+            await asyncio.gather(*(hurried(i) for i in range(40)))
+            # A ticket whose client went away is a lease nobody reads: its TTL ends it.
+            for node in (prefill, decode):
+                await node.blocks_return(within_s=10.0)
+
+    run(scene)
