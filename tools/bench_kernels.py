@@ -254,6 +254,7 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     pairs = sum(q * (n - q) + q * (q + 1) / 2 for q, n in lengths)
     kv = paged_kv(shape, query_lens, seq_lens)
     q = bf16(sum(query_lens), shape.q_heads, shape.head_dim)
+    workspace = kernels.prefill_workspace(q.device)
     case = functools.partial(
         Case,
         shape=f"{shape.name} q{query_lens[0]}x{len(query_lens)} ctx{seq_lens[0]}",
@@ -262,7 +263,7 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     )
     yield case(
         op="prefill_attention",
-        run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q)),
+        run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q), workspace),
     )
     step, state = _as_step(kv, q.shape[0])
     yield case(

@@ -53,7 +53,7 @@ struct dlk_attention {
   const int32_t* seq_lens;         // [S], 0 = padding
   const int32_t* seq_slots;        // [S], rows of block_tables, or null: sequence s is row s
   const int32_t* block_tables;     // [*, max_blocks]
-  float* workspace;                // decode only: dlk_decode_workspace_bytes, zeroed once
+  float* workspace;                // zeroed once: dlk_decode_workspace_bytes; prefill: 8 bytes
   float scale;                     // of q . k
   int num_tokens, num_seqs;        // buckets
   int num_q_heads, num_kv_heads, head_dim, block_size, max_blocks;

@@ -7,8 +7,8 @@
 // overlaps P V; the two warpgroups take turns to queue, so that one's softmax overlaps the other's
 // products.
 //
-// A fixed grid takes tiles in turn, those with the longest context first; the rounds go to and fro,
-// so that each block gets equal work. Which tokens a tile holds is read on the device. The loading
+// Each block of a fixed grid takes the next tile when it has done one; a sequence's tiles with the
+// longest context go first. Which tokens a tile holds is read on the device. The loading
 // warp is up to one tile of work ahead.
 
 #include <algorithm>
@@ -82,8 +82,7 @@ __device__ void Produce(const Params& p, const CUtensorMap* queries, const CUten
                         Shared& shared) {
   const int lane = threadIdx.x % kWarpSize;
   const int group = p.a.num_q_heads / p.a.num_kv_heads, queries_per_tile = kRows / group;
-  const int grid = gridDim.x, block = blockIdx.x;
-  Work work = FindWork(p, block, queries_per_tile);
+  Work work = FindWork(p, blockIdx.x, queries_per_tile);
   WaitForPrevious();
   for (int n = 0, loads = 0;; ++n) {
     const int buffer = n % 2;
@@ -101,12 +100,13 @@ __device__ void Produce(const Params& p, const CUtensorMap* queries, const CUten
         }
       }
     }
-    if (work.len == 0) return;
+    if (work.len == 0) {
+      if (lane == 0) LeaveItems(p);
+      return;
+    }
     LoadContext(p, cache, work, loads, shared);
     loads += work.num_tiles;
-    const int round = n + 1;
-    work = FindWork(p, round * grid + (round % 2 == 0 ? block : grid - 1 - block),
-                    queries_per_tile);
+    work = FindWork(p, TakeItem(p), queries_per_tile);
   }
 }
 
@@ -351,7 +351,8 @@ int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t
     return cudaErrorInvalidValue;
   }
   if (a.num_seqs == 0 || a.num_tokens == 0) return cudaSuccess;
-  Params p{a, 0, min_query};
+  auto* counters = reinterpret_cast<int*>(a.workspace);
+  Params p{a, 0, min_query, counters, counters + 1};
   while (1 << p.block_shift < a.block_size) ++p.block_shift;
   const int group = a.num_q_heads / a.num_kv_heads, queries_per_tile = kRows / group;
   const uint64_t rows = static_cast<uint64_t>(a.num_blocks) * 2 * a.num_kv_heads * a.block_size;

@@ -14,6 +14,7 @@ struct PrefillParams {
   dlk_attention a;
   int block_shift;  // block_size = 1 << block_shift
   int min_query;
+  int *taken, *left;  // counters; zero between launches
 };
 
 // A tile of work.
@@ -27,6 +28,19 @@ struct Work {
 
   __device__ int Position(int query) const { return len - num_queries + first_query + query; }
 };
+
+// The next item that no block has taken, to all lanes of one warp. Blocks begin with their own.
+__device__ inline int TakeItem(const PrefillParams& p) {
+  int item = 0;
+  if (threadIdx.x % kWarpSize == 0) item = atomicAdd(p.taken, 1);
+  return static_cast<int>(gridDim.x) + __shfl_sync(kFullMask, item, 0);
+}
+// By one thread of each block once it takes no more: the last cleans up for the next launch.
+__device__ inline void LeaveItems(const PrefillParams& p) {
+  if (atomicAdd(p.left, 1) != static_cast<int>(gridDim.x) - 1) return;
+  *p.taken = 0;
+  *p.left = 0;
+}
 
 // The item-th tile of work, found by the lanes of one warp. Tiles are counted from the batch's end,
 // for all KV heads together.

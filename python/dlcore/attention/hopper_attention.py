@@ -23,12 +23,14 @@ class HopperAttention:
     """An AttentionBackend; one for an engine, for its kernels' splits meet in its workspace."""
 
     workspace: Tensor
+    prefill_workspace: Tensor
 
     @classmethod
     def create(cls, device: torch.device) -> HopperAttention:
         head_dim = max(kernels.ATTENTION_HEAD_DIMS)
         return cls(
-            kernels.decode_workspace(kernels.MAX_ATTENTION_SEQS, MAX_KV_HEADS, head_dim, device)
+            kernels.decode_workspace(kernels.MAX_ATTENTION_SEQS, MAX_KV_HEADS, head_dim, device),
+            kernels.prefill_workspace(device),
         )
 
     def __call__(
@@ -56,7 +58,7 @@ class HopperAttention:
         out = torch.empty_like(q)
         kernels.decode_attention(q, paged, out, self.workspace)
         if is_mixed and kv_scales is None and q.shape[2] == kernels.PREFILL_HEAD_DIM:
-            kernels.prefill_attention(q, paged, out)
+            kernels.prefill_attention(q, paged, out, self.prefill_workspace)
         elif is_mixed:
             triton_attention.prefill_attention(
                 q, kv_cache, step, state, scale, kv_scales, out, min_query=1

@@ -295,12 +295,19 @@ def decode_attention(q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor) -> 
     _call("dlk_decode_attention", _attention_args(q, kv, out, workspace))
 
 
-def prefill_attention(q: Tensor, kv: PagedKv, out: Tensor, *, min_query: int = 1) -> None:
+def prefill_workspace(device: torch.device) -> Tensor:
+    """The counters by which `prefill_attention` hands out its work: as `decode_workspace`."""
+    return torch.zeros(2, dtype=torch.int32, device=device)
+
+
+def prefill_attention(
+    q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor, *, min_query: int = 1
+) -> None:
     """Fills out [T, Hq, D] for the sequences with more than `min_query` query tokens; causal.
 
     D is PREFILL_HEAD_DIM, the cache bf16, `kv.query_start_loc` given.
     """
-    _call("dlk_prefill_attention", _attention_args(q, kv, out, None), min_query)
+    _call("dlk_prefill_attention", _attention_args(q, kv, out, workspace), min_query)
 
 
 def begin_step(
