@@ -145,7 +145,7 @@ class Router:
         path = request.url.path
         try:
             status, content_type, answer = await self.dispatcher.whole(
-                "POST", path, msgspec.json.encode(body), _model(body), route
+                path, body, _model(body), route
             )
         except NoBackendError as problem:
             status, content_type = 503, "application/json"

@@ -14,6 +14,7 @@ from dlcore.router.attempts import Attempts, NoBackendError
 from dlcore.router.backend import Backend
 from dlcore.router.config import RouterConfig
 from dlcore.router.metrics import RouterMetrics
+from dlcore.router.pd import PrefillStage
 from dlcore.router.policies import Policy, RoutingRequest
 from dlcore.router.pool import BackendPool
 from dlcore.router.resume import ChoiceAbortedError, ResumableStream
@@ -40,6 +41,7 @@ class Dispatcher:
         self._policy = policy
         self._session = session
         self._metrics = metrics
+        self._prefill = PrefillStage(pool, policy, self._open)
         self._budget = RetryBudget(
             per_request=config.retry_ratio, per_second=config.min_retries_per_s
         )
@@ -48,14 +50,16 @@ class Dispatcher:
         )
 
     async def whole(
-        self, method: str, path: str, body: bytes, model: str | None, route: RoutingRequest
+        self, path: str, body: dict[str, Any], model: str | None, route: RoutingRequest
     ) -> tuple[int, str, bytes]:
         """(status, content type, body) of the first node that answers in full."""
         attempts = self._attempts(model, route)
         while True:
             backend = await attempts.next()
             try:
-                async with self._open(backend, route, method, path, data=body) as answer:
+                sent = await self._prefill.prepared(backend, path, body, model, route)
+                data = msgspec.json.encode(sent)
+                async with self._open(backend, route, "POST", path, data=data) as answer:
                     content_type = answer.headers.get("content-type", "application/json")
                     return answer.status, content_type, await answer.body()
             except NodeError as failure:
@@ -77,6 +81,7 @@ class Dispatcher:
             sent = stream.request(request_id) if backend.resumable else body
             had = stream.num_tokens
             try:
+                sent = await self._prefill.prepared(backend, path, sent, model, route)
                 async with self._open(backend, route, "POST", path, json=sent) as answer:
                     async for piece in self._relay(answer, backend, stream):
                         yield answer.status, piece

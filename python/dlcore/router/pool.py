@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from dlcore.router.backend import Backend, Role, State
 
-# Roles that can serve a whole request by themselves.
-WHOLE = (Role.HYBRID,)
+# Roles that answer clients; prefill nodes compute prompts for decode nodes (pd.py).
+WHOLE = (Role.HYBRID, Role.DECODE)
 
 
 class BackendPool:
