@@ -35,7 +35,7 @@ echo "== installing PyTorch"
 echo "== building and installing dlcore"
 "${pip[@]}" nanobind scikit-build-core cmake ninja numpy
 if [ "$dev" = 1 ]; then
-  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,grammar]"
+  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,grammar,otel]"
 else
   "${pip[@]}" --no-build-isolation .
 fi

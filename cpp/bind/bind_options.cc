@@ -34,9 +34,10 @@ void Construct(EngineOptions* self, int32_t max_num_batched_tokens, int32_t max_
                int32_t max_model_len, int32_t block_size, int32_t vocab_size, int32_t num_kv_blocks,
                const std::vector<GroupTuple>& cache_groups, int32_t max_logprobs,
                int32_t max_bias_entries, bool enable_prefix_caching, bool enable_chunked_prefill,
-               int32_t long_prefill_token_threshold, int32_t max_waiting_requests,
-               std::optional<bool> async_scheduling, std::vector<TokenId> eos_token_ids,
-               std::pair<uint64_t, uint64_t> hash_key, double watchdog_timeout_s) {
+               int32_t long_prefill_token_threshold, int32_t max_prefill_tokens_beside_decodes,
+               int32_t max_waiting_requests, std::optional<bool> async_scheduling,
+               std::vector<TokenId> eos_token_ids, std::pair<uint64_t, uint64_t> hash_key,
+               double watchdog_timeout_s) {
   EngineOptions options;
   options.limits = {max_num_batched_tokens, max_num_seqs,    max_model_len, block_size, vocab_size,
                     max_logprobs,           max_bias_entries};
@@ -45,6 +46,7 @@ void Construct(EngineOptions* self, int32_t max_num_batched_tokens, int32_t max_
   options.enable_prefix_caching = enable_prefix_caching;
   options.enable_chunked_prefill = enable_chunked_prefill;
   options.long_prefill_token_threshold = long_prefill_token_threshold;
+  options.max_prefill_tokens_beside_decodes = max_prefill_tokens_beside_decodes;
   options.max_waiting_requests = max_waiting_requests;
   options.async_scheduling = async_scheduling;
   options.eos_token_ids = std::move(eos_token_ids);
@@ -76,6 +78,7 @@ void BindOptions(nb::module_& m) {
            "enable_prefix_caching"_a = d.enable_prefix_caching,
            "enable_chunked_prefill"_a = d.enable_chunked_prefill,
            "long_prefill_token_threshold"_a = d.long_prefill_token_threshold,
+           "max_prefill_tokens_beside_decodes"_a = d.max_prefill_tokens_beside_decodes,
            "max_waiting_requests"_a = d.max_waiting_requests, "async_scheduling"_a = nb::none(),
            "eos_token_ids"_a = nb::make_tuple(), "hash_key"_a = nb::make_tuple(0, 0),
            "watchdog_timeout_s"_a = d.watchdog_timeout_s)

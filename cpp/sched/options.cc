@@ -60,6 +60,9 @@ Status EngineOptions::Validate() const {
         ") must be >= max_model_len (" + std::to_string(limits.max_model_len) +
         ") when enable_chunked_prefill is false: raise it or enable chunked prefill");
   }
+  if (max_prefill_tokens_beside_decodes < 0) {
+    return Status::InvalidArgument("max_prefill_tokens_beside_decodes must be >= 0 (0 = no limit)");
+  }
   if (long_prefill_token_threshold < 0) {
     return Status::InvalidArgument("long_prefill_token_threshold must be >= 0 (0 = off)");
   }

@@ -16,7 +16,12 @@ ChunkPolicy::ChunkPolicy(const EngineOptions& options)
     : whole_{options.limits.max_num_batched_tokens, options.limits.max_num_seqs,
              options.limits.max_history_entries(), options.limits.max_block_updates()},
       chunked_(options.enable_chunked_prefill),
-      long_prefill_(options.long_prefill_token_threshold) {}
+      long_prefill_(options.long_prefill_token_threshold),
+      beside_decodes_(options.max_prefill_tokens_beside_decodes) {}
+
+void ChunkPolicy::BesideDecodes(StepRoom* room) const {
+  if (chunked_ && beside_decodes_ > 0) room->tokens = std::min(room->tokens, beside_decodes_);
+}
 
 bool ChunkPolicy::CanSample(const Sequence& s, const StepRoom& room) const {
   if (s.owes_history() && s.num_known() > room.history) return false;

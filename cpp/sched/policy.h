@@ -33,6 +33,8 @@ class ChunkPolicy {
   explicit ChunkPolicy(const EngineOptions& options);
 
   [[nodiscard]] StepRoom WholeStep() const { return whole_; }
+  // Shrinks what is left of a step that decodes to what prefill may take of it.
+  void BesideDecodes(StepRoom* room) const;
   [[nodiscard]] Chunk Fit(const Sequence& sequence, const StepRoom& room) const;
 
  private:
@@ -40,7 +42,8 @@ class ChunkPolicy {
 
   StepRoom whole_;
   bool chunked_;
-  int32_t long_prefill_;  // 0 = no limit
+  int32_t long_prefill_;    // 0 = no limit
+  int32_t beside_decodes_;  // 0 = no limit
 };
 
 }  // namespace dlcore

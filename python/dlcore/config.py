@@ -95,6 +95,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    max_prefill_tokens_beside_decodes: int = 0  # prompt tokens of a step that decodes; 0 = no limit
     max_waiting_requests: int = 0
     max_logprobs: int = 20
     enforce_eager: bool = False
@@ -125,6 +126,7 @@ class EngineConfig:
             "device_index",
             "seed",
             "long_prefill_token_threshold",
+            "max_prefill_tokens_beside_decodes",
             "max_waiting_requests",
             "max_logprobs",
         ):

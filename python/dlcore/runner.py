@@ -158,6 +158,7 @@ def _engine_options(
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        max_prefill_tokens_beside_decodes=config.max_prefill_tokens_beside_decodes,
         max_waiting_requests=config.max_waiting_requests,
         eos_token_ids=list(model_config.eos_token_ids),
         watchdog_timeout_s=config.watchdog_timeout_s,

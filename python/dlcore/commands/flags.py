@@ -38,6 +38,10 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "gpu_memory_utilization": (float, "Share of the GPU's memory to use. Default: 0.9."),
     "max_num_seqs": (int, "Most sequences running at once."),
     "max_num_batched_tokens": (int, "Most tokens in one step; longer prompts go in chunks."),
+    "max_prefill_tokens_beside_decodes": (
+        int,
+        "Most prompt tokens in a step that also decodes: smaller gaps between tokens. 0 = no limit.",
+    ),
     "block_size": (int, "Tokens per KV cache block. Default: 16."),
     "num_kv_blocks": (int, "KV cache blocks. Default: what fits the memory."),
     "enable_prefix_caching": (bool, "Reuse the KV of prompts that start alike. Default: on."),

@@ -110,6 +110,20 @@ TEST(Scheduler, LongPromptsAreCutAtTheThreshold) {
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 2);
 }
 
+TEST(Scheduler, PrefillBesideDecodesIsBounded) {
+  EngineOptions options = SmallOptions();
+  options.max_prefill_tokens_beside_decodes = 3;
+  Script s(options);
+  s.Submit(MakeRequest(1, 4, 10));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);  // nobody decodes yet: no bound
+  s.Commit(0);
+  s.Submit(MakeRequest(2, 7, 10));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 3);
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 3);
+  s.Commit(0);
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 1);
+}
+
 TEST(Scheduler, WithoutChunkingAPromptIsPlannedWhole) {
   EngineOptions options = SmallOptions();
   options.enable_chunked_prefill = false;
