@@ -1,9 +1,10 @@
 """Throws generated requests at the HTTP server until enough were tried; any 5xx fails.
 
-    python tools/fuzz_http.py [--cases 10000] [--seed 1] [--url http://127.0.0.1:8000]
+    python tools/fuzz_http.py [--cases 10000] [--seed 1] [--engine real|fake] [--url URL]
 
-Without --url it starts the server over the fake engine of the tests. The requests come from
-schemathesis, made from /openapi.json: valid ones, and ones that break it in one place.
+Without --url it starts `dlcore serve` with the bundled model, or the server over the fake engine
+of the tests. The requests come from schemathesis, made from /openapi.json: valid ones, and ones
+that break it in one place.
 """
 
 from __future__ import annotations
@@ -23,16 +24,25 @@ ROUND_EXAMPLES = 60  # per operation; a round gives some thousand cases
 ROUND_LIMIT_S = 900
 
 
-def start_server(data_dir: str) -> tuple[subprocess.Popen[str], str]:
+# What --engine may start. Short answers: the requests are tried, not the model.
+SERVERS: dict[str, tuple[str, ...]] = {
+    "fake": (str(ROOT / "tests/py/serve/serve_fake.py"),),
+    "real": ("-m", "dlcore", "serve", "--port", "0", "--device", "cpu", "--no-access-log",
+             "--max-output-tokens", "32"),
+    "null": ("-m", "dlcore", "serve", "--port", "0", "--load-format", "null", "--no-access-log"),
+}  # fmt: skip
+
+
+def start_server(data_dir: str, engine: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/py/serve/serve_fake.py"), "--data-dir", data_dir],
+        [sys.executable, *SERVERS[engine], "--data-dir", data_dir],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT / 'tests/py'}"},
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if " is ready at " in line:
+        if " is ready at http" in line:
             # Its log must be read on: a full pipe would stop it.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             return process, line.split(" is ready at ")[1].split()[0]
@@ -75,12 +85,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--examples", type=int, default=ROUND_EXAMPLES, help="per operation")
-    parser.add_argument("--url", help="a running server; default: the tests' fake one")
+    parser.add_argument("--engine", choices=("real", "fake"), default="real")
+    parser.add_argument("--url", help="a running server, instead of starting one")
     args = parser.parse_args()
     if args.url:
         return fuzz(args.url, args.cases, args.seed, args.examples)
     with tempfile.TemporaryDirectory() as data_dir:
-        process, url = start_server(data_dir)
+        process, url = start_server(data_dir, args.engine)
         try:
             return fuzz(url, args.cases, args.seed, args.examples)
         finally:

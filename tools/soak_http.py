@@ -1,9 +1,10 @@
 """Does the HTTP server's memory stay flat? Sends a mix of requests and watches its resident size.
 
-    python tools/soak_http.py [--requests 50000] [--max-growth-mib 16]
+    python tools/soak_http.py [--requests 50000] [--max-growth-mib 16] [--engine null|fake|real]
 
 Whole and streamed answers, wrong requests, clients that leave half way, stored responses. The
-first fifth warms up; from there to the end the size may grow by `--max-growth-mib`.
+first fifth warms up; from there to the end the size may grow by `--max-growth-mib`. The engine is
+the real one without a model ("null"), the tests' fake one, or the bundled model ("real").
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz_http import start_server
+from fuzz_http import SERVERS, start_server
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -96,9 +97,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--max-growth-mib", type=float, default=16.0)
+    parser.add_argument("--engine", choices=tuple(SERVERS), default="null")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as data_dir:
-        process, url = start_server(data_dir)
+        process, url = start_server(data_dir, args.engine)
         try:
             grown = asyncio.run(
                 soak(process, int(url.rsplit(":", 1)[1]), args.requests, args.clients)

@@ -19,12 +19,20 @@ class AsyncClient:
     """`Client` for asyncio: the same methods, the same errors."""
 
     def __init__(
-        self, address: str, *, api_key: str | None = None, root_certificates: bytes | None = None
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        root_certificates: bytes | None = None,
+        client_certificate: bytes | None = None,
+        client_key: bytes | None = None,
     ) -> None:
         if root_certificates is None:
             self._channel = grpc.aio.insecure_channel(address)
         else:
-            credentials = grpc.ssl_channel_credentials(root_certificates)
+            credentials = messages.channel_credentials(
+                root_certificates, client_certificate, client_key
+            )
             self._channel = grpc.aio.secure_channel(address, credentials)
         self._stub = EngineStub(self._channel)
         self._metadata = messages.metadata(api_key)
@@ -40,9 +48,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields deltas; closing the iterator (or cancelling its task) aborts the request."""
-        request = messages.generate_request(
-            prompt, params or SamplingParams(), request_id, priority, cache_salt
-        )
+        request = messages.generate_request(prompt, params, request_id, priority, cache_salt)
         call = self._stub.Generate(request, metadata=self._metadata, timeout=timeout)
         try:
             async for response in call:

@@ -45,9 +45,16 @@ def metadata(api_key: str | None) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {api_key}")] if api_key else []
 
 
+def channel_credentials(
+    root_certificates: bytes, client_certificate: bytes | None, client_key: bytes | None
+) -> grpc.ChannelCredentials:
+    """PEM; the client's own pair for servers run with --ssl-ca-certs."""
+    return grpc.ssl_channel_credentials(root_certificates, client_key, client_certificate)
+
+
 def generate_request(
     prompt: str | Sequence[int],
-    params: SamplingParams,
+    params: SamplingParams | None,
     request_id: str,
     priority: int,
     cache_salt: str,
@@ -56,8 +63,9 @@ def generate_request(
         request_id=request_id,
         priority=priority,
         cache_salt=cache_salt,
-        sampling_params=_params_message(params),
     )
+    if params is not None:
+        request.sampling_params.CopyFrom(_params_message(params))
     if isinstance(prompt, str):
         request.text = prompt
     else:

@@ -19,16 +19,25 @@ class Client:
     """Talks to `dlcore serve --grpc-port` at `address` ("host:port").
 
     Errors are those of the in-process API: ParameterError, QueueFullError, EngineDeadError;
-    PermissionError for a wrong key, TimeoutError past `timeout` seconds.
+    PermissionError for a wrong key, TimeoutError past `timeout` seconds. Without `params`: what
+    the model's authors advise, as many tokens as fit. Certificates are PEM, for TLS.
     """
 
     def __init__(
-        self, address: str, *, api_key: str | None = None, root_certificates: bytes | None = None
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        root_certificates: bytes | None = None,
+        client_certificate: bytes | None = None,
+        client_key: bytes | None = None,
     ) -> None:
         if root_certificates is None:
             self._channel = grpc.insecure_channel(address)
         else:
-            credentials = grpc.ssl_channel_credentials(root_certificates)
+            credentials = messages.channel_credentials(
+                root_certificates, client_certificate, client_key
+            )
             self._channel = grpc.secure_channel(address, credentials)
         self._stub = EngineStub(self._channel)
         self._metadata = messages.metadata(api_key)
@@ -44,9 +53,7 @@ class Client:
         timeout: float | None = None,
     ) -> Iterator[RequestOutput]:
         """Yields deltas; closing the iterator aborts the request."""
-        request = messages.generate_request(
-            prompt, params or SamplingParams(), request_id, priority, cache_salt
-        )
+        request = messages.generate_request(prompt, params, request_id, priority, cache_salt)
         call = self._stub.Generate(request, metadata=self._metadata, timeout=timeout)
         try:
             for response in call:

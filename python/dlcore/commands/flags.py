@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 import yaml
@@ -102,7 +102,7 @@ def _config_flag(kind: Any, config_field: Any) -> Callable[[F], F]:
         return click.option(f"--{flag}/--no-{flag}", name, default=default, help=text)
     if kind == tuple[str, ...]:
         return click.option(f"--{flag}", name, multiple=True, help=text)
-    scalar = kind if kind in (int, float) else str
+    scalar = next((t for t in (int, float) if t is kind or t in get_args(kind)), str)
     shown = default is not None
     return click.option(
         f"--{flag}", name, type=scalar, default=default, show_default=shown, help=text

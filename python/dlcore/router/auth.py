@@ -17,7 +17,7 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         open_to_all = scope["type"] != "http" or scope["path"] == LIVENESS_PATH
-        if open_to_all or any(self._keys.name_of(key) for key in presented_keys(scope)):
+        if open_to_all or any(self._keys.name_of(key) for key in presented_keys(scope["headers"])):
             await self._app(scope, receive, send)
             return
         message = "an API key is needed: send `Authorization: Bearer KEY`"

@@ -17,7 +17,7 @@ from dlcore.serve.auth import ApiKeys, AuthMiddleware
 from dlcore.serve.context import ServerContext
 from dlcore.serve.drain import DrainMiddleware
 from dlcore.serve.errors import ApiError, ErrorBoundary
-from dlcore.serve.limits import LimitMiddleware, Limits
+from dlcore.serve.limits import LimitMiddleware
 from dlcore.serve.routes import routes
 from dlcore.serve.tracing import TraceMiddleware
 
@@ -26,7 +26,6 @@ def build_app(ctx: ServerContext) -> Starlette:
     """The ASGI app. Layers, from outside: log, trace, CORS, errors, key, drain, limits, route."""
     config = ctx.config
     table, runner = routes(ctx)
-    limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
     layers = [
         Middleware(
             AccessLog,
@@ -40,8 +39,8 @@ def build_app(ctx: ServerContext) -> Starlette:
         Middleware(AuthMiddleware, keys=ApiKeys(config.api_key)),
         Middleware(DrainMiddleware, drain=ctx.drain),
     ]
-    if limits.enabled:
-        layers.append(Middleware(LimitMiddleware, limits=limits))
+    if ctx.limits.enabled:
+        layers.append(Middleware(LimitMiddleware, limits=ctx.limits))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

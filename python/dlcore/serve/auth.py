@@ -56,11 +56,11 @@ class ApiKeys:
         return digest.hex()[:8] if found else None
 
 
-def presented_keys(scope: Scope) -> list[bytes]:
+def presented_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     """The keys of `Authorization: Bearer` (OpenAI), `x-api-key` (Anthropic), and the password
     of `Authorization: Basic`, which is what a browser asks its user for."""
     keys = []
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-api-key":
             keys.append(bytes(value))
         elif name == b"authorization":
@@ -86,7 +86,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.keys and scope["path"] != LIVENESS_PATH:
-            presented = presented_keys(scope)
+            presented = presented_keys(scope["headers"])
             names = [name for key in presented if (name := self.keys.name_of(key)) is not None]
             if not names:
                 error = _unauthorized(scope["path"], given=bool(presented))

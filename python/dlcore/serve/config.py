@@ -109,6 +109,10 @@ class ServeConfig:
             raise ConfigError("heartbeat_interval_s", "must be positive")
         if self.ctrl is not None and self.advertise_url is None and self.host in ANY_HOST:
             raise ConfigError("advertise_url", f"is needed with --ctrl where --host is {self.host}")
+        if self.grpc_port is not None and self.ssl_keyfile_password is not None:
+            raise ConfigError(
+                "ssl_keyfile_password", "gRPC reads only unencrypted keys: decrypt the key file"
+            )
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_certfile", "must be given together with ssl_keyfile")
         for name in ("max_body_bytes", "max_file_bytes", "max_connections"):

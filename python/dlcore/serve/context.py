@@ -14,6 +14,7 @@ from dlcore.serve.body import UnknownFields
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.drain import Drain
 from dlcore.serve.errors import not_found
+from dlcore.serve.limits import Limits
 from dlcore.serve.metrics import Metrics
 from dlcore.serve.parsers.registry import (
     REASONING_PARSERS,
@@ -32,6 +33,7 @@ class ServerContext:
     config: ServeConfig
     metrics: Metrics
     answer_format: AnswerFormat
+    limits: Limits  # of a key, whichever way it comes
     chat_template: ChatTemplate | None = None  # replaces the model's
     tracing: Tracing | None = None
     drain: Drain = field(default_factory=Drain)
@@ -59,7 +61,9 @@ def make_context(engine: EngineClient, config: ServeConfig) -> ServerContext:
     form = _answer_format(config, engine.tokenizer)
     template = _template_file(config.chat_template, engine.tokenizer)
     traces = make_tracing(config.otlp_endpoint) if config.otlp_endpoint else None
-    return ServerContext(engine, config, Metrics(names[0], engine.stats), form, template, traces)
+    metrics = Metrics(names[0], engine.stats)
+    limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
+    return ServerContext(engine, config, metrics, form, limits, template, traces)
 
 
 def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:

@@ -16,13 +16,15 @@ class Drain:
     """Counts requests in flight; `wait` returns once draining has emptied it."""
 
     def __init__(self) -> None:
-        self.draining = False
         self.in_flight = 0
         self.begun = asyncio.Event()
         self._idle = asyncio.Event()
 
+    @property
+    def draining(self) -> bool:
+        return self.begun.is_set()
+
     def begin(self) -> None:
-        self.draining = True
         self.begun.set()
         self._check()
 

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from dlcore.config import ConfigError
@@ -107,7 +106,7 @@ async def serve(
     try:
         ctx = make_context(engine, config)
         server = make_server(config, build_app(ctx), ctx.drain)
-        rpc = await _start_rpc(engine, config)
+        rpc = await _start_rpc(ctx)
 
         def announce() -> None:
             now = time.monotonic()
@@ -126,7 +125,7 @@ async def serve(
         async with membership(config, _url(config, listener), server, ctx.drain):
             await server.serve(sockets=[listener])
         if rpc is not None:
-            await rpc.stop(0 if server.force_exit else config.drain_timeout or None)
+            await rpc.stop()  # its calls have been drained with the others
         return server.exit_code
     except (OSError, ConfigError) as exc:
         sys.stderr.write(f"error: {exc}\n")
@@ -135,24 +134,13 @@ async def serve(
         await engine.close()
 
 
-async def _start_rpc(engine: EngineClient, config: ServeConfig) -> Any:
+async def _start_rpc(ctx: ServerContext) -> Any:
     """The gRPC server where one is asked for. Raises OSError when it cannot listen."""
-    if config.grpc_port is None:
+    if ctx.config.grpc_port is None:
         return None
     # Here, not above: a server without gRPC must start whatever version of grpcio is installed.
-    server = import_module("dlcore.serve.rpc.server")
-    tls = [Path(f).read_bytes() if f else None for f in (config.ssl_certfile, config.ssl_keyfile)]
-    rpc = await server.RpcServer.start(
-        engine,
-        server.RpcConfig(
-            host=config.host,
-            port=config.grpc_port,
-            api_keys=config.api_key,
-            tls_certificate=tls[0],
-            tls_key=tls[1],
-        ),
-    )
-    logger.info("gRPC is ready at %s:%d", config.host, rpc.port)
+    rpc = await import_module("dlcore.serve.rpc.server").RpcServer.start(ctx)
+    logger.info("gRPC is ready at %s:%d", ctx.config.host, rpc.port)
     return rpc
 
 

@@ -84,6 +84,10 @@ class Metrics:
             "http_requests", "HTTP responses.", ["method", "handler", "status"],
             registry=self.registry,
         )  # fmt: skip
+        self._grpc = Counter(
+            "grpc_server_handled", "gRPC calls by status.",
+            ["grpc_service", "grpc_method", "grpc_code"], registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_HistogramCollector(self._histograms(), self.labels))
         self.registry.register(_FormerName(self.inter_token_latency, self.labels))
         self._engine_registry = CollectorRegistry()
@@ -96,6 +100,9 @@ class Metrics:
 
     def count_http(self, method: str, handler: str, status: int) -> None:
         self._http.labels(method, handler, str(status)).inc()
+
+    def count_grpc(self, service: str, method: str, code: str) -> None:
+        self._grpc.labels(service, method, code).inc()
 
     def render(self) -> bytes:
         return self.merge(self.render_own()) + generate_latest(self._engine_registry)

@@ -69,7 +69,7 @@ class EngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends requests by id. Ids that are unknown or already finished are ignored.
+        """Ends the caller's requests by id. Ids that are unknown, finished or another key's are ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,9 @@ from dlcore.client import AsyncClient, Client
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput, Logprob, RequestOutput
 from dlcore.sampling_params import ParameterError, SamplingParams, StructuredOutputs
-from dlcore.serve.rpc.server import RpcConfig, RpcServer
+from dlcore.serve.config import ServeConfig
+from dlcore.serve.context import ServerContext, make_context
+from dlcore.serve.rpc.server import RpcServer
 from tools.gen_proto import generate
 
 
@@ -35,6 +38,10 @@ class CountingEngine:
         self.aborted: list[str] = []
         self.running = 0
         self.error: Exception | None = None
+        self.defaults = SamplingParams()
+
+    def default_sampling_params(self) -> SamplingParams:
+        return self.defaults
 
     async def generate(
         self,
@@ -80,13 +87,18 @@ class CountingEngine:
         pass
 
 
+def context_of(engine: CountingEngine, **config: object) -> ServerContext:
+    config.setdefault("grpc_port", 0)
+    return make_context(engine, ServeConfig(access_log=False, **config))
+
+
 @asynccontextmanager
 async def serving(engine: CountingEngine, **config: object) -> AsyncIterator[str]:
-    server = await RpcServer.start(engine, RpcConfig(**config))
+    server = await RpcServer.start(context_of(engine, **config))
     try:
         yield f"127.0.0.1:{server.port}"
     finally:
-        await server.stop(0)
+        await server.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -140,14 +152,27 @@ async def test_every_sampling_parameter_arrives_as_it_was_sent():
     async with serving(engine) as address, AsyncClient(address) as client:
         async for _ in client.stream("hi", params, request_id="r1", priority=-2, cache_salt="s"):
             pass
-    assert engine.calls == [("hi", params, "r1", -2, "s")]
+    assert engine.calls == [("hi", params, "grpc--r1", -2, "s")]
 
 
-async def test_unset_parameters_take_the_documented_defaults():
+async def test_unset_parameters_are_as_the_models_authors_advise():
     engine = CountingEngine()
+    engine.defaults = SamplingParams(temperature=0.5, top_k=20)
     async with serving(engine) as address, AsyncClient(address) as client:
+        await client.generate("hi")
         await client.generate("hi", SamplingParams(max_tokens=None))
-    assert engine.calls[0][1] == SamplingParams(max_tokens=None)
+    assert [params for _, params, *_ in engine.calls] == [
+        SamplingParams(temperature=0.5, top_k=20, max_tokens=None),
+        SamplingParams(max_tokens=None),
+    ]
+
+
+async def test_the_servers_cap_on_output_holds():
+    engine = CountingEngine()
+    async with serving(engine, max_output_tokens=5) as address, AsyncClient(address) as client:
+        assert len((await client.generate("hi")).outputs[0].token_ids) == 5
+        with pytest.raises(ParameterError, match="max_tokens: 6 is too large"):
+            await client.generate("hi", SamplingParams(max_tokens=6))
 
 
 @pytest.mark.parametrize(
@@ -222,14 +247,14 @@ async def test_abort_stats_and_model_info():
         await client.abort("a", "b")
         info = await client.model_info()
         stats = await client.stats()
-    assert engine.aborted == ["a", "b"]
+    assert engine.aborted == ["grpc--a", "grpc--b"]
     assert (info.model, info.max_model_len, info.vocab_size) == ("counting", 128, 1000)
     assert not info.has_tokenizer
     assert stats == {"num_running": 0.0}
 
 
 async def test_every_method_but_health_needs_the_key():
-    async with serving(CountingEngine(), api_keys=("k1", "k2")) as address:
+    async with serving(CountingEngine(), api_key=("k1", "k2")) as address:
         for key in (None, "wrong", "k"):
             async with AsyncClient(address, api_key=key) as client:
                 for call in (client.generate("hi"), client.abort("a"), client.stats()):
@@ -270,21 +295,92 @@ async def test_the_blocking_client_gives_the_same_result():
     assert "num_running" in stats
 
 
-async def test_a_stopping_server_lets_running_calls_finish():
+async def test_a_draining_server_lets_running_calls_finish_and_refuses_new_ones():
     engine = CountingEngine(delay_s=0.01)
-    server = await RpcServer.start(engine, RpcConfig())
+    ctx = context_of(engine)
+    server = await RpcServer.start(ctx)
     async with AsyncClient(f"127.0.0.1:{server.port}") as client:
         running = asyncio.ensure_future(client.generate("hi", SamplingParams(max_tokens=30)))
         await until(lambda: engine.running == 1)
-        await server.stop(10)
+        ctx.drain.begin()
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await client.generate("hi")
+        await client.abort("something")  # still answered
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            status = (await check(health_pb2.HealthCheckRequest())).status
+        assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await asyncio.wait_for(ctx.drain.wait(), 10)
         assert len((await running).outputs[0].token_ids) == 30
+    await server.stop()
+
+
+async def test_a_keys_limits_count_its_calls_over_grpc_too():
+    engine = CountingEngine(delay_s=0.01)
+    ctx = context_of(engine, api_key=("one", "two"), max_concurrent_requests=1)
+    server = await RpcServer.start(ctx)
+    address = f"127.0.0.1:{server.port}"
+    async with (
+        AsyncClient(address, api_key="one") as one,
+        AsyncClient(address, api_key="two") as two,
+    ):
+        running = asyncio.ensure_future(one.generate("hi", SamplingParams(max_tokens=10_000)))
+        await until(lambda: engine.running == 1)
+        with pytest.raises(QueueFullError, match="running already") as caught:
+            await one.generate("hi")
+        assert dict(caught.value.__cause__.trailing_metadata())["retry-after"] == "1"
+        assert (await two.generate("hi")).finished
+        running.cancel()
+        await until(lambda: engine.running == 0)
+        assert (await one.generate("hi")).finished
+    await server.stop()
+
+
+async def test_one_key_cannot_abort_anothers_request():
+    engine = CountingEngine()
+    async with serving(engine, api_key=("one", "two")) as address:
+        for key in ("one", "two"):
+            async with AsyncClient(address, api_key=key) as client:
+                async for _ in client.stream("hi", request_id="same"):
+                    pass
+                await client.abort("same")
+    ids = [request_id for *_, request_id, _, _ in engine.calls]
+    assert len(set(ids)) == 2
+    assert engine.aborted == ids
+
+
+async def test_a_request_that_takes_too_long_is_ended():
+    engine = CountingEngine(delay_s=0.01)
+    async with serving(engine, request_timeout=0.2) as address, AsyncClient(address) as client:
+        with pytest.raises(TimeoutError, match="longer than allowed"):
+            await client.generate("hi", SamplingParams(max_tokens=10_000))
+        await until(lambda: engine.running == 0)
+
+
+async def test_calls_are_counted_as_http_requests_are():
+    engine = CountingEngine()
+    ctx = context_of(engine)
+    server = await RpcServer.start(ctx)
+    async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+        await client.generate("hi", SamplingParams(max_tokens=5))
+        engine.error = QueueFullError("full")
+        with pytest.raises(QueueFullError):
+            await client.generate("hi")
+    await server.stop()
+    page = ctx.metrics.render().decode()
+    method = 'grpc_method="Generate",grpc_service="dlcore.v1.Engine"}'
+    assert f'grpc_server_handled_total{{grpc_code="OK",{method} 1.0' in page
+    assert f'grpc_server_handled_total{{grpc_code="RESOURCE_EXHAUSTED",{method} 1.0' in page
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds"):
+        assert re.search(rf"dlcore:{name}_count{{.*}} 1.0", page)
+    assert re.search(r'dlcore:request_success_total{.*finished_reason="length".*} 1.0', page)
 
 
 async def test_a_taken_port_is_a_clear_error():
     async with serving(CountingEngine()) as address:
         port = int(address.rpartition(":")[2])
         with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
-            await RpcServer.start(CountingEngine(), RpcConfig(port=port))
+            await RpcServer.start(context_of(CountingEngine(), grpc_port=port))
 
 
 def test_the_generated_modules_match_the_proto():

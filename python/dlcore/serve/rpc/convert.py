@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dlcore.outputs import CompletionOutput, LogprobsAtPosition, RequestOutput
@@ -34,6 +35,7 @@ _OPTIONAL = (
     "skip_special_tokens",
     "detokenize",
 )
+_REPEATED = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
 
 
 def prompt_of(request: pb.GenerateRequest) -> str | list[int]:
@@ -47,24 +49,32 @@ def prompt_of(request: pb.GenerateRequest) -> str | list[int]:
             raise ParameterError("prompt", "set either text or token_ids")
 
 
-def sampling_params_of(message: pb.SamplingParams) -> SamplingParams:
-    """Raises ParameterError naming the field that is out of range."""
+def sampling_params_of(
+    message: pb.SamplingParams, defaults: SamplingParams, max_output_tokens: int
+) -> SamplingParams:
+    """What the message leaves unset is as in `defaults`; `max_output_tokens` 0 = no cap.
+
+    Raises ParameterError naming the field that is out of range.
+    """
     values: dict[str, Any] = {
         name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)
     }
-    allowed = tuple(message.allowed_token_ids)
-    return SamplingParams(
+    values |= {name: tuple(given) for name in _REPEATED if (given := getattr(message, name))}
+    return replace(
+        defaults,
         **values,
-        max_tokens=message.max_tokens or None,
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
+        max_tokens=_max_tokens(message.max_tokens, max_output_tokens),
         include_stop_str_in_output=message.include_stop_str_in_output,
         ignore_eos=message.ignore_eos,
         logit_bias=dict(message.logit_bias) or None,
-        allowed_token_ids=allowed or None,
-        bad_words=tuple(message.bad_words),
         structured_outputs=_structured_outputs_of(message.structured_outputs),
     )
+
+
+def _max_tokens(asked: int, cap: int) -> int | None:
+    if cap and asked > cap:
+        raise ParameterError("max_tokens", f"{asked} is too large: this server allows {cap}")
+    return asked or cap or None
 
 
 def _structured_outputs_of(message: pb.StructuredOutputs) -> StructuredOutputs | None:
@@ -76,10 +86,10 @@ def _structured_outputs_of(message: pb.StructuredOutputs) -> StructuredOutputs |
     return StructuredOutputs(**{kind: getattr(message, kind)})
 
 
-def response_of(output: RequestOutput, *, first: bool) -> pb.GenerateResponse:
+def response_of(output: RequestOutput, request_id: str, *, first: bool) -> pb.GenerateResponse:
     """One streamed message; prompt logprobs go with the first alone."""
     response = pb.GenerateResponse(
-        request_id=output.request_id,
+        request_id=request_id,
         outputs=[_delta_of(completion) for completion in output.outputs],
         finished=output.finished,
         num_prompt_tokens=len(output.prompt_token_ids),

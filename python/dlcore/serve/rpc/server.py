@@ -1,44 +1,30 @@
-"""Starts and stops the gRPC server: authentication, health, reflection, limits."""
+"""Starts and stops the gRPC server: authentication, health, reflection, TLS."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from dlcore.engine_client import EngineClient
-from dlcore.serve.rpc.service import EngineService
-from dlcore.v1 import engine_pb2 as pb
+from dlcore.serve.auth import ApiKeys
+from dlcore.serve.config import ServeConfig
+from dlcore.serve.context import ServerContext
+from dlcore.serve.rpc.service import SERVICE, EngineService, key_name
 from dlcore.v1.engine_pb2_grpc import add_EngineServicer_to_server
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Engine"].full_name
 HEALTH_CHECK = "/grpc.health.v1.Health/"
-FOREVER_S = 7 * 24 * 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RpcConfig:
-    """Where and how to listen. `api_keys` empty = no authentication."""
-
-    host: str = "127.0.0.1"
-    port: int = 0  # 0 = any free port
-    api_keys: tuple[str, ...] = ()
-    tls_certificate: bytes | None = None  # PEM chain; with tls_key
-    tls_key: bytes | None = None
-    max_message_bytes: int = 32 << 20
-    max_concurrent_calls: int = 4096
 
 
 class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
-    """Every call but the health check needs `authorization: Bearer KEY`."""
+    """Every call but the health check needs a key: the same keys, sent as over HTTP."""
 
-    def __init__(self, api_keys: Sequence[str]) -> None:
-        self._keys = [f"Bearer {key}".encode() for key in api_keys]
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
 
     async def intercept_service(
         self,
@@ -48,16 +34,9 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or details.method.startswith(HEALTH_CHECK):
             return handler
-        if self._known(dict(details.invocation_metadata).get("authorization", "")):
+        if key_name(self._keys, details.invocation_metadata) is not None:
             return handler
         return _refusal_like(handler)
-
-    def _known(self, given: str | bytes) -> bool:
-        value = given.encode() if isinstance(given, str) else given
-        known = False
-        for key in self._keys:  # all of them, so that the time taken tells nothing
-            known |= hmac.compare_digest(value, key)
-        return known
 
 
 async def _refuse(request: Any, context: Any) -> None:
@@ -81,55 +60,60 @@ def _refusal_like(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
 
 
 class RpcServer:
-    """A running gRPC server; `port` is the one it got."""
+    """A running gRPC server; `port` is the one it got. Its calls are part of the server's drain."""
 
-    def __init__(self, server: grpc.aio.Server, service: EngineService, port: int) -> None:
-        self._server = server
-        self._service = service
+    def __init__(self, server: grpc.aio.Server, port: int, watch: asyncio.Task[None]) -> None:
         self.port = port
+        self._server = server
+        self._watch = watch
 
     @classmethod
-    async def start(cls, engine: EngineClient, config: RpcConfig) -> RpcServer:
-        """Raises OSError when the port is taken, ValueError when TLS is half configured."""
+    async def start(cls, ctx: ServerContext) -> RpcServer:
+        """Raises OSError when it cannot listen or read the TLS files."""
+        keys = ApiKeys(ctx.config.api_key)
         server = grpc.aio.server(
-            interceptors=[ApiKeyInterceptor(config.api_keys)] if config.api_keys else [],
+            interceptors=[ApiKeyInterceptor(keys)] if keys else [],
             options=[
-                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_receive_message_length", ctx.config.max_body_bytes),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=config.max_concurrent_calls,
+            maximum_concurrent_rpcs=ctx.config.max_connections,
         )
-        service = EngineService(engine)
-        add_EngineServicer_to_server(service, server)
-        await _add_health(server)
+        add_EngineServicer_to_server(EngineService(ctx, keys), server)
+        servicer = await _add_health(server)
         reflection.enable_server_reflection(
             [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
-        port = _listen(server, config)
+        port = _listen(server, ctx.config)
         await server.start()
-        return cls(server, service, port)
+        return cls(server, port, asyncio.create_task(_tell_of_drain(ctx, servicer)))
 
-    async def stop(self, grace_s: float | None) -> None:
-        """Refuses new calls, lets running ones finish for up to `grace_s` seconds (None = all)."""
-        self._service.drain()
-        await self._server.stop(grace_s if grace_s is not None else float(FOREVER_S))
+    async def stop(self) -> None:
+        """Ends the calls that still run; the drain before it waited for those that may finish."""
+        self._watch.cancel()
+        await self._server.stop(0)
 
 
-async def _add_health(server: grpc.aio.Server) -> None:
+async def _add_health(server: grpc.aio.Server) -> Any:
     servicer = health.aio.HealthServicer()
     for name in ("", SERVICE):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return servicer
 
 
-def _listen(server: grpc.aio.Server, config: RpcConfig) -> int:
-    address = f"{config.host}:{config.port}"
-    if (config.tls_certificate is None) != (config.tls_key is None):
-        raise ValueError("tls: give both the certificate and the key, or neither")
+async def _tell_of_drain(ctx: ServerContext, servicer: Any) -> None:
+    await ctx.drain.begun.wait()
+    await servicer.enter_graceful_shutdown()  # NOT_SERVING, as /ready's 503
+
+
+def _listen(server: grpc.aio.Server, config: ServeConfig) -> int:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.grpc_port or 0}"
+    credentials = _credentials(config)
     try:
-        if config.tls_certificate is not None and config.tls_key is not None:
-            pair = (config.tls_key, config.tls_certificate)
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        if credentials is not None:
+            port = server.add_secure_port(address, credentials)
         else:
             port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -137,3 +121,13 @@ def _listen(server: grpc.aio.Server, config: RpcConfig) -> int:
     if port == 0:
         raise OSError(f"cannot listen on {address}: the port is in use")
     return int(port)
+
+
+def _credentials(config: ServeConfig) -> grpc.ServerCredentials | None:
+    if config.ssl_certfile is None or config.ssl_keyfile is None:
+        return None
+    pair = (Path(config.ssl_keyfile).read_bytes(), Path(config.ssl_certfile).read_bytes())
+    if config.ssl_ca_certs is None:
+        return grpc.ssl_server_credentials([pair])
+    authorities = Path(config.ssl_ca_certs).read_bytes()
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=True)
