@@ -184,8 +184,11 @@ def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None)
     if not isinstance(values, dict):
         raise click.BadParameter(f"{path} must hold `flag: value` lines")
     found = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = {parameter.name for parameter in ctx.command.params}
-    unknown = sorted(found.keys() - known)
+    known = {parameter.name: parameter for parameter in ctx.command.params}
+    unknown = sorted(found.keys() - known.keys())
     if unknown:
         raise click.BadParameter(f"{path}: unknown flag {', '.join(unknown)}")
+    for name, value in found.items():
+        if known[name].multiple and not isinstance(value, list):
+            found[name] = [value]  # `api-key: one`
     ctx.default_map = {**(ctx.default_map or {}), **found}

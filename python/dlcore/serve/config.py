@@ -5,7 +5,7 @@ Each field is a flag of `dlcore serve` (underscores become dashes); `help` is it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,17 @@ from dlcore.config import ConfigError
 MIB = 1024 * 1024
 ANY_HOST = ("0.0.0.0", "::")
 ROLES = ("hybrid", "prefill", "decode")
+_AT_LEAST_ONE = frozenset(
+    {
+        "frontends",
+        "max_body_bytes",
+        "max_concurrent_batch_requests",
+        "max_connections",
+        "max_file_bytes",
+        "max_prompts_per_request",
+        "max_stream_bytes",
+    }
+)
 
 
 def _opt(default: Any, help: str) -> Any:
@@ -93,18 +104,26 @@ class ServeConfig:
         return Path(self.data_dir).expanduser()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError("port", f"must be in [0, 65535], got {self.port}")
-        if self.frontends < 1:
-            raise ConfigError("frontends", f"must be at least 1, got {self.frontends}")
+        for name in ("port", "grpc_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise ConfigError(name, f"must be in [0, 65535], got {value}")
+        for item in fields(self):
+            self._check_number(item.name, getattr(self, item.name))
+        for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+            file = getattr(self, name)
+            if file is not None and not Path(file).is_file():
+                raise ConfigError(name, f"there is no file {file}")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError("ssl_certfile", "must be given together with ssl_keyfile")
+        if self.ssl_ca_certs is not None and self.ssl_certfile is None:
+            raise ConfigError("ssl_ca_certs", "asks clients for certificates: needs ssl_certfile")
         if self.role not in ROLES:
             raise ConfigError("role", f"must be one of {', '.join(ROLES)}; got {self.role!r}")
         if self.role != "hybrid" and self.kv_key_file is None:
             raise ConfigError("kv_key_file", f"is needed with role {self.role}, alike on all nodes")
         if self.role != "hybrid" and self.frontends > 1:
             raise ConfigError("frontends", f"must be 1 with role {self.role}")
-        if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
-            raise ConfigError("grpc_port", f"must be in [0, 65535], got {self.grpc_port}")
         if self.heartbeat_interval_s <= 0:
             raise ConfigError("heartbeat_interval_s", "must be positive")
         if self.ctrl is not None and self.advertise_url is None and self.host in ANY_HOST:
@@ -113,8 +132,12 @@ class ServeConfig:
             raise ConfigError(
                 "ssl_keyfile_password", "gRPC reads only unencrypted keys: decrypt the key file"
             )
-        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ConfigError("ssl_certfile", "must be given together with ssl_keyfile")
-        for name in ("max_body_bytes", "max_file_bytes", "max_connections"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, f"must be at least 1, got {getattr(self, name)}")
+
+    @staticmethod
+    def _check_number(name: str, value: object) -> None:
+        """Counts and seconds: 0 where it means "no limit", never less."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        least = 1 if name in _AT_LEAST_ONE else 0
+        if not least <= value < float("inf"):  # false for NaN too
+            raise ConfigError(name, f"must be at least {least} and finite, got {value}")

@@ -132,6 +132,7 @@ async def serve(
         return 1
     finally:
         await engine.close()
+        gc.unfreeze()  # or the interpreter's end would leave all of it behind
 
 
 async def _start_rpc(ctx: ServerContext) -> Any:

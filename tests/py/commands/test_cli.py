@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -16,8 +18,10 @@ from dlcore.commands import flags as shared_flags
 from dlcore.config import ConfigError
 from dlcore.engine_client import EngineDeadError
 from dlcore.sampling_params import ParameterError
+from dlcore.serve.config import ServeConfig
 
 TIMEOUT_S = 60
+serve_command = importlib.import_module("dlcore.commands.serve")
 
 
 def dlcore(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -125,6 +129,46 @@ def test_flags_may_come_from_a_file_and_typed_ones_win(
         "block_size": 32,
         "dtype": "float32",
     }
+
+
+def test_every_flag_of_serve_may_stand_in_a_file(
+    write: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(serve_command, "engine_config", lambda m, flags, **_: seen.update(flags))
+    monkeypatch.setattr(serve_command, "run_server", lambda config, _: seen.update(asdict(config)))
+    command = serve_command.serve
+    texts = {"log_level": "debug", "ssl_certfile": __file__, "ssl_keyfile": __file__,
+             "ssl_ca_certs": __file__}  # fmt: skip
+    wanted: dict[str, object] = {}
+    for option in command.params:
+        if not isinstance(option, click.Option) or not option.expose_value:
+            continue
+        kind = option.type
+        if option.name in ("frontends", "grpc_port", "ssl_keyfile_password"):
+            continue  # more processes, and two that exclude each other
+        if isinstance(kind, click.Choice):
+            value: object = kind.choices[-1]
+        elif option.is_flag:
+            value = not option.default
+        elif kind is click.STRING:
+            value = texts.get(str(option.name), "x")
+        else:
+            value = 3 if kind is click.INT else 0.5
+        wanted[str(option.name)] = value
+    assert len(wanted) > 45
+    file = write("".join(f"{n.replace('_', '-')}: {json.dumps(v)}\n" for n, v in wanted.items()))
+    CliRunner().invoke(command, ["--config", file], catch_exceptions=False)
+    for name, value in wanted.items():
+        assert seen[name] == value or seen[name] == (value,), name
+
+
+@pytest.mark.parametrize("port", ["0", "50051"])
+def test_the_grpc_port_is_a_number(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeConfig] = []
+    monkeypatch.setattr(serve_command, "run_server", lambda config, _: seen.append(config))
+    CliRunner().invoke(serve_command.serve, ["--grpc-port", port], catch_exceptions=False)
+    assert seen[0].grpc_port == int(port)
 
 
 @pytest.mark.parametrize("text", ["max-model-length: 3\n", "- a\n", "a: [\n", "dtype: int9\n"])

@@ -216,7 +216,13 @@ def test_tls_is_served(tmp_path: Path) -> None:
     [
         ({"port": 70000}, "port"),
         ({"ssl_certfile": "a"}, "ssl_certfile"),
+        ({"ssl_certfile": "/nonexistent", "ssl_keyfile": "/nonexistent"}, "ssl_certfile"),
+        ({"ssl_ca_certs": __file__}, "ssl_ca_certs"),
+        ({"grpc_port": 1, "ssl_keyfile_password": "x"}, "ssl_keyfile_password"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
+        ({"requests_per_minute": -1}, "requests_per_minute"),
+        ({"request_timeout": float("nan")}, "request_timeout"),
+        ({"header_timeout": float("inf")}, "header_timeout"),
         ({"tool_call_parser": "nonsense"}, "tool_call_parser"),
         ({"reasoning_parser": "nonsense"}, "reasoning_parser"),
         ({"chat_template": "/nonexistent"}, "chat_template"),

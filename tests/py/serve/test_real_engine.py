@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 from serve.live_server import LiveServer, live_server, wait_until
 from serve.test_lifecycle import storm
 
 from dlcore import AsyncLLM
+from dlcore.bundled_model import BUNDLED_MODEL_FOLDER
+from dlcore.commands.top import top
 
 CITY = {
     "type": "object",
@@ -40,6 +45,31 @@ def test_the_bundled_model_answers(client: openai.OpenAI) -> None:
     parts = client.chat.completions.create(model="dlcore-demo", stream=True, **ask)
     text = "".join(c.choices[0].delta.content or "" for c in parts if c.choices)
     assert text == whole.choices[0].message.content
+
+
+def test_the_folders_generation_config_holds_for_what_a_request_leaves_open(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(BUNDLED_MODEL_FOLDER, folder)
+    advice = {"do_sample": True, "temperature": 1.5, "top_k": 1, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(advice))
+    body = {"prompt": "dlcore", "max_tokens": 20, "ignore_eos": True}
+
+    def text(server: LiveServer, **more: object) -> str:
+        answer = httpx.post(f"{server.base}/v1/completions", json={**body, **more}, timeout=60)
+        return str(answer.json()["choices"][0]["text"])
+
+    with live_server(AsyncLLM(str(folder), device="cpu", num_kv_blocks=256)) as server:
+        best = text(server, temperature=0)
+        assert {text(server) for _ in range(3)} == {best}  # top_k 1
+        assert len({text(server, top_k=0, seed=seed) for seed in range(5)}) > 1
+
+
+def test_top_shows_a_server_at_work(server: LiveServer) -> None:
+    httpx.post(f"{server.base}/v1/completions", json={"prompt": "a", "max_tokens": 3})
+    result = CliRunner().invoke(top, ["--url", server.base, "--interval", "0.1", "--count", "1"])
+    assert result.exit_code == 0, result.output
+    assert "running" in result.output
+    assert "KV cache" in result.output
 
 
 def test_a_schema_holds_and_a_bad_one_is_a_400(server: LiveServer) -> None:

@@ -170,7 +170,7 @@ class EngineService(EngineServicer):
 
 
 def _closing(stream: AsyncIterator[RequestOutput]) -> aclosing[Any]:
-    return aclosing(stream)  # type: ignore[type-var] # engines' streams are generators
+    return aclosing(stream)  # engines' streams are generators
 
 
 async def _bounded(
