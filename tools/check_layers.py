@@ -31,8 +31,8 @@ CPP_LEVELS = {
 }
 
 # First name below dlcore, low to high. A module imports its own level and lower ones.
-# What is not named here is an application module (APPLICATION_LEVEL): it may use the
-# whole engine, and no part of the model side may use it.
+# Every package is named. A module that is not is an application module (APPLICATION_LEVEL):
+# it may use the whole engine, and no part of the model side may use it.
 PYTHON_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"version", "config", "_core"}),
     frozenset(
@@ -47,11 +47,14 @@ PYTHON_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"loader"}),
     frozenset({"capture", "model_runner"}),
     frozenset({"runner"}),
-    frozenset({"APPLICATION"}),
-    frozenset({"serve", "frontends", "router", "control", "client", "bench", "vision"}),
+    frozenset({"APPLICATION", "structured", "v1", "assets"}),
+    frozenset({"serve", "client", "bench", "control", "vision"}),
+    frozenset({"frontends", "router"}),
     frozenset({"commands"}),
     frozenset({"cli", "__main__"}),
 )
+# Neighbours that share a wire format, and must not share code.
+STRANGERS = ({"client", "serve"}, {"bench", "serve"})
 APPLICATION_LEVEL = next(i for i, names in enumerate(PYTHON_LEVELS) if "APPLICATION" in names)
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
@@ -127,16 +130,25 @@ def python_graph(root: Path) -> Graph:
     return graph
 
 
+def first_name(module: str) -> str:
+    return module.split(".")[1] if "." in module else "APPLICATION"
+
+
 def python_level(module: str) -> int:
-    name = module.split(".")[1] if "." in module else "APPLICATION"
+    name = first_name(module)
     return next((i for i, names in enumerate(PYTHON_LEVELS) if name in names), APPLICATION_LEVEL)
 
 
 def check_python(graph: Mapping[str, set[str]]) -> Iterator[str]:
+    named = frozenset[str]().union(*PYTHON_LEVELS)
+    for package in sorted({first_name(m) for m in graph if m.count(".") >= 2} - named):
+        yield f"dlcore.{package}: the package is in no layer (tools/check_layers.py)"
     for source, targets in graph.items():
         for target in sorted(targets):
             if "." in target and python_level(target) > python_level(source):
                 yield f"{source}: imports {target}, which is above it"
+            if {first_name(source), first_name(target)} in STRANGERS:
+                yield f"{source}: imports {target}; these two share a wire format alone"
 
 
 def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:

@@ -11,10 +11,11 @@ import grpc
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.outputs import CompletionOutput, Logprob, LogprobsAtPosition, RequestOutput
 from dlcore.sampling_params import ParameterError, SamplingParams, StructuredOutputs
-from dlcore.serve.rpc.convert import FINISH_REASONS
 from dlcore.v1 import engine_pb2 as pb
 
-_FINISH_NAMES = {code: name for name, code in FINISH_REASONS.items()}
+_FINISH_NAMES: dict[int, str | None] = {
+    code: name.removeprefix("FINISH_REASON_").lower() for name, code in pb.FinishReason.items()
+} | {pb.FINISH_REASON_UNSPECIFIED: None}
 _SAME_NAME = (
     "n",
     "temperature",

@@ -53,11 +53,25 @@ def test_a_clean_tree_passes(tmp_path: Path) -> None:
             "imports dlcore.models",
         ),
         ("python/dlcore/ops/norm.py", "from ..serve import x\n", "imports dlcore.serve"),
+        ("python/dlcore/newcomer/x.py", "", "dlcore.newcomer: the package is in no layer"),
+        ("python/dlcore/serve/x.py", "from dlcore.router import y\n", "imports dlcore.router"),
+        ("python/dlcore/serve/x.py", "import dlcore.frontends.y\n", "imports dlcore.frontends.y"),
+        ("python/dlcore/structured/x.py", "import dlcore.serve\n", "imports dlcore.serve"),
+        ("python/dlcore/client/x.py", "import dlcore.serve\n", "share a wire format alone"),
+        ("python/dlcore/router/x.py", "import dlcore.commands\n", "imports dlcore.commands"),
     ],
 )
 def test_an_upward_edge_is_found(tmp_path: Path, name: str, text: str, complaint: str) -> None:
     above = {
-        f"python/dlcore/{module}.py": "" for module in ("llm", "models/__init__", "serve/__init__")
+        f"python/dlcore/{module}.py": ""
+        for module in (
+            "llm",
+            "models/__init__",
+            "serve/__init__",
+            "router/__init__",
+            "frontends/y",
+            "commands/__init__",
+        )
     }
     found = plant(tmp_path, CLEAN | above | {name: text})
     assert any(complaint in problem for problem in found), found
