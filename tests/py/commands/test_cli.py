@@ -139,7 +139,7 @@ def test_every_flag_of_serve_may_stand_in_a_file(
     monkeypatch.setattr(serve_command, "run_server", lambda config, _: seen.update(asdict(config)))
     command = serve_command.serve
     texts = {"log_level": "debug", "ssl_certfile": __file__, "ssl_keyfile": __file__,
-             "ssl_ca_certs": __file__}  # fmt: skip
+             "ssl_ca_certs": __file__, "role": "hybrid"}  # fmt: skip
     wanted: dict[str, object] = {}
     for option in command.params:
         if not isinstance(option, click.Option) or not option.expose_value:
