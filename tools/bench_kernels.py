@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from dlcore.attention import triton_attention
 from dlcore.ops import kernels, sample_kernels
+from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
 L2_BYTES = 50e6
@@ -130,6 +131,12 @@ def _linear_cases(
     for tiles in row_tiles if m <= kernels.MAX_SKINNY_TOKENS else ():
         run = functools.partial(_with_weight, skinny, weights, tiles)
         yield case(op=f"skinny_linear/{tiles or 'auto'}", run=run)
+    tile = kernels.linear_tile(m, rows, k)
+    if tile is not None:
+        tiled = functools.partial(kernels.tile_linear, x, tile=tile, swiglu=name == "gate_up")
+        if name in ("o", "down"):
+            tiled = functools.partial(tiled, residual=residual)
+        yield case(op="tile_linear", run=lambda i: tiled(weight=weights[i]))
     yield case(op="cublas", run=lambda i: functional.linear(x, weights[i]))
 
 
@@ -395,7 +402,7 @@ def _draw_case(
 def decode_step_cases() -> Iterator[Case]:
     """All layers of a decode step with their own weights, the head and the argmax: one graph."""
     for shape in SHAPES:
-        for batch in (1, 8, 16):
+        for batch in (1, 8, 16, 32, 64, 128, 256):
             step = DecodeStep(shape, batch, context=256)
             yield Case(
                 op="decode_step",
@@ -438,19 +445,20 @@ class DecodeStep:
         self.num_bytes = weights + cache + 2.0 * self.head.numel()
 
     def run(self, _: int) -> None:
-        x, linear = self.x, kernels.skinny_linear
+        x: Tensor = self.x
+        residual: Tensor | None = None
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
-            qkv = linear(x, qkv_w, norm_weight=self.norm, eps=EPS)
+            qkv, stream = norm_linear(x, residual, self.norm, EPS, qkv_w)
             norm, positions, slots = self.head_norm, self.positions, self.slots
             q = kernels.qk_norm_rope_kv_write(
                 qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache
             )
             out = torch.empty_like(q)
             kernels.decode_attention(q, kv, out, self.attention_space)
-            x = linear(out.view(out.shape[0], -1), o_w, residual=x)
-            inner = linear(x, gate_up_w, norm_weight=self.norm, eps=EPS, swiglu=True)
-            x = linear(inner, down_w, residual=x)
-        logits = linear(x, self.head, norm_weight=self.norm, eps=EPS, out_dtype=torch.float32)
+            x, residual = residual_linear(out.flatten(1), o_w, None, stream)
+            inner, stream = norm_swiglu(x, residual, self.norm, EPS, gate_up_w)
+            x, residual = residual_linear(inner, down_w, None, stream)
+        logits = norm_linear(x, residual, self.norm, EPS, self.head)[0]
         kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
 
 
@@ -459,7 +467,7 @@ def main() -> None:
     parser.add_argument("filter", nargs="?", default="", help="only ops whose name contains this")
     parser.add_argument("--bandwidth", type=float, default=3.03e12, help="bytes/s of a copy")
     parser.add_argument("--flops", type=float, default=807e12, help="bf16 operations/s")
-    parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--row-tiles", type=int, nargs="*", default=[0])
     args = parser.parse_args()
     groups: dict[str, Callable[[], Iterator[Case]]] = {

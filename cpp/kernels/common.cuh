@@ -32,25 +32,34 @@ __device__ __forceinline__ void AllowNext() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+// A cluster's blocks run at the same time and reach each other's shared memory.
 template <class... Params, class... Args>
-cudaError_t Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,
-                   cudaStream_t stream, Args... args) {
+cudaError_t LaunchClusters(void (*kernel)(Params...), dim3 grid, dim3 cluster, dim3 block,
+                           size_t smem_bytes, cudaStream_t stream, Args... args) {
   if (smem_bytes > 24 * 1024) {  // with a kernel's static shared memory, possibly over 48 KiB
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = smem_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+template <class... Params, class... Args>
+cudaError_t Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,
+                   cudaStream_t stream, Args... args) {
+  return LaunchClusters(kernel, grid, dim3(1), block, smem_bytes, stream, args...);
 }
 
 // --- Memory.

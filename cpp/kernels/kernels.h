@@ -23,6 +23,16 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
 
+// out [T, N] = f(x [T, K] . weight^T), N and K multiples of 8.
+//   bias [N], residual [T, N] or null: added
+//   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
+//   tokens, rows: of a block's tile, 64 or 128
+//   splits: 1, 2, 4 or 8 blocks share K, each with at least one of its tiles of 64
+//   stages: of a block's ring, at most 8; 0 = as many as let two blocks share a multiprocessor
+int dlk_tile_linear(const void* x, const void* weight, const void* bias, const void* residual,
+                    void* out, int num_tokens, int n, int k, int swiglu, int tokens, int rows,
+                    int splits, int stages, cudaStream_t stream);
+
 // out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
 // With residual: x + residual is normalised, and written to residual_out.
 int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,
