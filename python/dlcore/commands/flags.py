@@ -40,7 +40,7 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "max_num_batched_tokens": (int, "Most tokens in one step; longer prompts go in chunks."),
     "max_prefill_tokens_beside_decodes": (
         int,
-        "Most prompt tokens in a step that also decodes: smaller gaps between tokens. 0 = no limit.",
+        "Most prompt tokens in a step that also decodes: smaller gaps between tokens; 0 = any.",
     ),
     "block_size": (int, "Tokens per KV cache block. Default: 16."),
     "num_kv_blocks": (int, "KV cache blocks. Default: what fits the memory."),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dlcore.config import ConfigError
@@ -42,6 +45,7 @@ class LocalSystem:
     def __init__(self, plan: LocalPlan) -> None:
         self.plan = plan
         self.services: list[Child] = []
+        self._service_ports: list[int] = []
         self._urls: dict[str, str] = {}  # node name -> URL
         ctrl_url = self._add_services() if plan.ctrl else None
         self.nodes = [
@@ -63,13 +67,15 @@ class LocalSystem:
         """Returns when every node and the router are ready. Raises StartError."""
         self.plan.log_dir.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + timeout_s
-        for service in self.services:
+        for service, port in zip(self.services, self._service_ports, strict=True):
             service.start()
+            # Each needs the one before it: dlslime-ctrl ends when it finds no Redis.
+            self._wait(service, partial(listens, port), deadline)
         for child in (*self.nodes, self.router):
             child.start()
         for node in self.nodes:
-            self._wait(node, self.url_of(node) + "/ready", deadline)
-        self._wait(self.router, self.router_url + "/ready", deadline)
+            self._wait(node, partial(answers, self.url_of(node) + "/ready"), deadline)
+        self._wait(self.router, partial(answers, self.router_url + "/ready"), deadline)
 
     def restart_dead(self) -> list[Child]:
         """Starts every process that ended again; returns them."""
@@ -85,8 +91,8 @@ class LocalSystem:
         stop_all(self.nodes, STOP_TIMEOUT_S)
         stop_all(self.services, STOP_TIMEOUT_S)
 
-    def _wait(self, child: Child, url: str, deadline: float) -> None:
-        while not answers(url):
+    def _wait(self, child: Child, is_ready: Callable[[], bool], deadline: float) -> None:
+        while not is_ready():
             if not child.alive:
                 raise StartError(
                     f"{child.name} ended with exit code {child.exit_code}: {child.last_words()}"
@@ -133,6 +139,7 @@ class LocalSystem:
         ctrl = [needed("dlslime-ctrl", "pip install dlslime-ctrl"), "server"]
         ctrl += ["--host", "127.0.0.1", "--port", str(ctrl_port)]
         ctrl += ["--redis-url", f"redis://127.0.0.1:{redis_port}"]
+        self._service_ports = [redis_port, ctrl_port]
         self.services = [self._child("redis", redis), self._child("dlslime-ctrl", ctrl)]
         return f"http://127.0.0.1:{ctrl_port}"
 
@@ -144,6 +151,13 @@ def needed(program: str, how: str) -> str:
     if found is None:
         raise ConfigError("ctrl", f"{program} is not installed; get it with {how}")
     return found
+
+
+def listens(port: int) -> bool:
+    """True when something accepts connections on this machine's port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
 
 
 def answers(url: str, opener: Callable[..., object] = urllib.request.urlopen) -> bool:
