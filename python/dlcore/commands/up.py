@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from dlcore.config import ConfigError
+from dlcore.config import ConfigError, Environment
 from dlcore.control.local_system import LocalPlan, LocalSystem, StartError
 
 CHECK_INTERVAL_S = 0.5
+DEFAULT_REPLICAS = 2
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -20,9 +21,17 @@ CHECK_INTERVAL_S = 0.5
 @click.option(
     "--replicas",
     type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="How many nodes that serve whole requests.",
+    help=f"How many nodes that serve whole requests.  "
+    f"[default: {DEFAULT_REPLICAS}, or 0 beside prefill and decode nodes]",
+)
+@click.option(
+    "--prefill", type=click.IntRange(0), default=0, help="How many nodes that compute prompts."
+)
+@click.option(
+    "--decode",
+    type=click.IntRange(0),
+    default=0,
+    help="How many nodes that fetch a prompt's KV from those and answer.",
 )
 @click.option("--port", type=int, default=8080, show_default=True, help="The router's port.")
 @click.option("--policy", help="The router's policy (see `dlcore router --help`).")
@@ -37,7 +46,9 @@ CHECK_INTERVAL_S = 0.5
 )
 def up(
     args: tuple[str, ...],
-    replicas: int,
+    replicas: int | None,
+    prefill: int,
+    decode: int,
     port: int,
     policy: str | None,
     ctrl: bool,
@@ -53,21 +64,34 @@ def up(
     Examples:
       dlcore up
       dlcore up --replicas 3 --ctrl
+      dlcore up --prefill 1 --decode 2
       dlcore up /models/Qwen3-8B --replicas 2 --max-model-len 8192
     """  # fmt: skip
-    if replicas == 0:
-        raise ConfigError("replicas", "must be at least 1")
+    roles = _roles(replicas, prefill, decode)
     has_model = bool(args) and not args[0].startswith("-")
     plan = LocalPlan(
-        roles=(("hybrid", replicas),),
+        roles=roles,
         log_dir=log_dir or Path(tempfile.mkdtemp(prefix="dlcore-up-")),
         model=args[0] if has_model else None,
         router_port=port,
         node_args=args[1:] if has_model else args,
         router_args=("--policy", policy) if policy else (),
         ctrl=ctrl,
+        api_key=Environment.read().api_key,
     )
     return _run(LocalSystem(plan), start_timeout)
+
+
+def _roles(replicas: int | None, prefill: int, decode: int) -> tuple[tuple[str, int], ...]:
+    """Raises ConfigError for numbers of nodes that cannot answer, or not by role."""
+    if bool(prefill) != bool(decode):
+        lacking, given = ("decode", "prefill") if prefill else ("prefill", "decode")
+        raise ConfigError(lacking, f"must be at least 1 with --{given}")
+    if replicas is None:
+        replicas = 0 if prefill else DEFAULT_REPLICAS
+    if replicas + prefill == 0:
+        raise ConfigError("replicas", "must be at least 1 without --prefill and --decode")
+    return ("hybrid", replicas), ("prefill", prefill), ("decode", decode)
 
 
 def _run(system: LocalSystem, start_timeout: float) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 import shutil
 import socket
 import sys
@@ -22,7 +24,8 @@ READY_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPlan:
-    """`roles`: how many nodes of each role. `node_args` and `router_args` are passed on."""
+    """`roles`: how many nodes of each role. `node_args` and `router_args` are passed on.
+    `api_key`: what the environment makes the router and the nodes ask their clients for."""
 
     roles: tuple[tuple[str, int], ...]
     log_dir: Path
@@ -31,6 +34,7 @@ class LocalPlan:
     node_args: tuple[str, ...] = ()
     router_args: tuple[str, ...] = ()
     ctrl: bool = False
+    api_key: str | None = None
     scope: str = "local"
     heartbeat_interval_s: float = 2.0
 
@@ -44,6 +48,10 @@ class LocalSystem:
 
     def __init__(self, plan: LocalPlan) -> None:
         self.plan = plan
+        moves_kv = any(role != "hybrid" and count > 0 for role, count in plan.roles)
+        # The nodes' alone: the secret under which KV moves, and a key they accept in requests.
+        self.node_key = secrets.token_hex(32) if moves_kv or plan.api_key else None
+        self._key_file = plan.log_dir / "node-key"
         self.services: list[Child] = []
         self._service_ports: list[int] = []
         self._urls: dict[str, str] = {}  # node name -> URL
@@ -66,6 +74,8 @@ class LocalSystem:
     def start(self, timeout_s: float) -> None:
         """Returns when every node and the router are ready. Raises StartError."""
         self.plan.log_dir.mkdir(parents=True, exist_ok=True)
+        if self.node_key is not None:
+            write_secret(self._key_file, self.node_key)
         deadline = time.monotonic() + timeout_s
         for service, port in zip(self.services, self._service_ports, strict=True):
             service.start()
@@ -74,8 +84,10 @@ class LocalSystem:
         for child in (*self.nodes, self.router):
             child.start()
         for node in self.nodes:
-            self._wait(node, partial(answers, self.url_of(node) + "/ready"), deadline)
-        self._wait(self.router, partial(answers, self.router_url + "/ready"), deadline)
+            ready = partial(answers, self.url_of(node) + "/ready", self.node_key)
+            self._wait(node, ready, deadline)
+        ready = partial(answers, self.router_url + "/ready", self.plan.api_key)
+        self._wait(self.router, ready, deadline)
 
     def restart_dead(self) -> list[Child]:
         """Starts every process that ended again; returns them."""
@@ -90,6 +102,8 @@ class LocalSystem:
         stop_all([self.router], STOP_TIMEOUT_S)
         stop_all(self.nodes, STOP_TIMEOUT_S)
         stop_all(self.services, STOP_TIMEOUT_S)
+        if self.node_key is not None:
+            self._key_file.unlink(missing_ok=True)
 
     def _wait(self, child: Child, is_ready: Callable[[], bool], deadline: float) -> None:
         while not is_ready():
@@ -116,12 +130,16 @@ class LocalSystem:
             interval = str(self.plan.heartbeat_interval_s)
             member = ["--ctrl", ctrl_url, "--scope", self.plan.scope, "--advertise-url", url]
             member += ["--heartbeat-interval-s", interval]
-        kind = ["--role", role] if role != "hybrid" else []
-        args = ["--port", str(port), *member, *kind, *self.plan.node_args]
+        key_file = str(self._key_file)
+        kind = ["--role", role, "--kv-key-file", key_file] if role != "hybrid" else []
+        key = ["--api-key-file", key_file] if self.node_key is not None else []
+        args = ["--port", str(port), *member, *kind, *key, *self.plan.node_args]
         return self._dlcore(name, "serve", *model, *args)
 
     def _router(self, ctrl_url: str | None) -> Child:
         args = ["--port", str(self.plan.router_port), *self.plan.router_args]
+        if self.node_key is not None:
+            args += ["--backend-api-key-file", str(self._key_file)]
         if ctrl_url is not None:
             args += ["--discovery", "ctrl", "--ctrl-url", ctrl_url, "--scope", self.plan.scope]
             args += ["--heartbeat-interval-s", str(self.plan.heartbeat_interval_s)]
@@ -160,10 +178,20 @@ def listens(port: int) -> bool:
     return False
 
 
-def answers(url: str, opener: Callable[..., object] = urllib.request.urlopen) -> bool:
+def write_secret(file: Path, secret: str) -> None:
+    """A new file that its owner alone can read, in place of one that is there."""
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as out:
+        out.write(secret + "\n")
+
+
+def answers(url: str, api_key: str | None = None) -> bool:
     """True when a GET of `url` gives 200 within two seconds."""
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with opener(url, timeout=2) as reply:  # type: ignore[attr-defined]
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
-from dlcore.router.backend import Backend
+from dlcore.router.backend import Backend, Role
 from dlcore.router.config import RouterConfig
 from dlcore.router.policies import Policy, RoutingRequest
-from dlcore.router.pool import BackendPool
+from dlcore.router.pool import LAST_RESORT, WHOLE, BackendPool
 from dlcore.router.retry_budget import RetryBudget
 from dlcore.router.upstream import NodeError
 
@@ -70,10 +71,12 @@ class Attempts:
         self._count = 1
 
     def _choose(self, resumable: bool) -> Backend | None:
-        candidates = self._pool.candidates(self._model)
-        if resumable:
-            candidates = [b for b in candidates if b.resumable]
+        candidates = self._able(WHOLE, resumable) or self._able(LAST_RESORT, resumable)
         fresh = [b for b in candidates if b.url not in self._failed]
         # Nodes that failed once come after those that did not: better than giving up.
         candidates = fresh or candidates
         return self._policy.choose(candidates, self._route) if candidates else None
+
+    def _able(self, roles: Collection[Role], resumable: bool) -> list[Backend]:
+        candidates = self._pool.candidates(self._model, roles=roles)
+        return [b for b in candidates if b.resumable or not resumable]

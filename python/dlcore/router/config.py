@@ -50,6 +50,7 @@ class RouterConfig:
     api_key: tuple[str, ...] = _opt((), "Keys that clients must send; repeat for several.")
     api_key_file: str | None = _opt(None, "File with one API key per line (# starts a comment).")
     backend_api_key: str | None = _opt(None, "The key the router sends to nodes.")
+    backend_api_key_file: str | None = _opt(None, "File whose first key the router sends to nodes.")
     ssl_certfile: str | None = _opt(None, "TLS certificate chain (PEM).")
     ssl_keyfile: str | None = _opt(None, "TLS private key (PEM).")
 

@@ -9,6 +9,8 @@ from dlcore.router.backend import Backend, Role, State
 
 # Roles that answer clients; prefill nodes compute prompts for decode nodes (pd.py).
 WHOLE = (Role.HYBRID, Role.DECODE)
+# Who answers a client when none of WHOLE is up: a prefill node serves whole requests too.
+LAST_RESORT = (Role.PREFILL,)
 
 
 class BackendPool:

@@ -7,8 +7,10 @@ import logging
 import socket
 from dataclasses import replace
 
+from dlcore.config import ConfigError
 from dlcore.router.app import make_app
 from dlcore.router.config import RouterConfig
+from dlcore.serve.auth import keys_in_file
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.drain import Drain
 from dlcore.serve.http import bind_or_explain, checked_keys, run
@@ -19,7 +21,11 @@ logger = logging.getLogger("dlcore.router")
 
 
 def run_router(config: RouterConfig) -> int:
-    """Serves until a signal ends it. The exit code: 0 after a drain, 1 if it cannot start."""
+    """Serves until a signal ends it. The exit code: 0 after a drain, 1 if it cannot start.
+
+    Raises ConfigError when `backend_api_key_file` holds no key.
+    """
+    config = replace(config, backend_api_key=key_for_nodes(config))
     configure_logging(config.log_level, access_log=False)
     checked = checked_keys(http_settings(config))
     listener = bind_or_explain(checked) if checked is not None else None
@@ -27,6 +33,16 @@ def run_router(config: RouterConfig) -> int:
         return 1
     with contextlib.closing(listener):
         return run(serve(replace(config, api_key=checked.api_key), checked, listener))
+
+
+def key_for_nodes(config: RouterConfig) -> str | None:
+    """Raises ConfigError."""
+    if config.backend_api_key is not None or config.backend_api_key_file is None:
+        return config.backend_api_key
+    try:
+        return keys_in_file(config.backend_api_key_file)[0]
+    except ValueError as error:
+        raise ConfigError("backend_api_key_file", str(error)) from None
 
 
 def http_settings(config: RouterConfig) -> ServeConfig:

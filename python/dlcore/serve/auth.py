@@ -23,18 +23,22 @@ def load_api_keys(flags: Iterable[str], file: str | None, env: str | None) -> tu
     """
     keys = [key.strip() for key in (*flags, *(env or "").split(","))]
     if file is not None:
-        keys += _keys_in_file(file)
+        try:
+            keys += keys_in_file(file)
+        except ValueError as error:
+            raise ValueError(f"api_key_file: {error}") from None
     return tuple(dict.fromkeys(key for key in keys if key))
 
 
-def _keys_in_file(file: str) -> list[str]:
+def keys_in_file(file: str) -> list[str]:
+    """One or more. Raises ValueError."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"api_key_file: cannot read {file}: {exc}") from None
+        raise ValueError(f"cannot read {file}: {exc}") from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
-        raise ValueError(f"api_key_file: {file} holds no key")
+        raise ValueError(f"{file} holds no key")
     return keys
 
 

@@ -141,3 +141,19 @@ def test_dead_prefill_and_decode_nodes_cost_no_answer() -> None:
             assert [text_in(events) for events in again] == want
 
     run(scene)
+
+
+def test_prefill_nodes_that_are_alone_answer_whole_requests() -> None:
+    async def scene() -> None:
+        asked = requests(6)
+        want = await alone(asked)
+        async with system() as running:
+            work = asyncio.gather(*(streamed(running.client, request) for request in asked))
+            await asyncio.sleep(0.1)
+            for node in running.nodes[2:]:
+                await asyncio.to_thread(node.stop)
+            assert [text_in(events) for events in await work] == want
+            whole = await asyncio.gather(*(running.whole(request) for request in asked))
+            assert [choice["text"] for choice in whole] == want
+
+    run(scene)
