@@ -94,7 +94,9 @@ def guarded_protocol(
                 self.transport.abort()
 
         def _stop_timers(self) -> None:
-            for timer in (self._header_timer, self._write_timer):
+            # uvicorn leaves its own running when the client resets the connection, and with it
+            # the connection's memory for as long as a connection may be idle.
+            for timer in (self._header_timer, self._write_timer, self.timeout_keep_alive_task):
                 if timer is not None:
                     timer.cancel()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
+import struct
 import time
 
 import httpx
@@ -51,6 +53,22 @@ def _cut_off_while_sending(client: socket.socket, pieces: list[bytes], pause: fl
 
 def _healthy(server: LiveServer) -> bool:
     return httpx.get(server.base + "/health", timeout=5).status_code == 200
+
+
+def _connections_in_memory() -> int:
+    gc.collect()
+    return sum(type(thing).__name__ == "GuardedProtocol" for thing in gc.get_objects())
+
+
+def test_a_connection_reset_after_its_answer_leaves_nothing_in_memory() -> None:
+    with live_server() as server:
+        before = _connections_in_memory()
+        for _ in range(20):
+            with _connect(server) as client:
+                client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert wait_until(lambda: _connections_in_memory() <= before)
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/comp", b"POST / HTTP/1.1\r\nhost: x\r\nx-a"])

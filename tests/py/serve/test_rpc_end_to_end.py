@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import trustme
 from serve.live_server import wait_until
@@ -36,17 +38,17 @@ class Served:
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert wait_until(lambda: self._found(r"is ready at (http\S+)") is not None, 60), self.log
-        self.base = self._found(r"is ready at (http\S+)")
-        self.address = self._found(r"gRPC is ready at (\S+)")
+        assert wait_until(lambda: self.found(r"is ready at (http\S+)"), 60), self.log
+        (self.base,) = self.found(r"is ready at (http\S+)")
+        (self.address,) = self.found(r"gRPC is ready at (\S+)")
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
 
-    def _found(self, pattern: str) -> str | None:
-        return next((m[1] for line in self.log if (m := re.search(pattern, line))), None)
+    def found(self, pattern: str) -> list[str]:
+        return [m[1] for line in list(self.log) if (m := re.search(pattern, line))]
 
     def end(self) -> int:
         if self.process.poll() is None:
@@ -263,8 +265,28 @@ def test_a_second_signal_aborts_calls() -> None:
             list(stream)
 
 
+def grpc_listener(server: Served) -> int:
+    """The front end that listens on the gRPC port, by its open sockets."""
+    port = int(server.address.rpartition(":")[2])
+    for child in psutil.Process(server.process.pid).children():
+        listening = (c for c in child.net_connections() if c.status == psutil.CONN_LISTEN)
+        if any(c.laddr.port == port for c in listening):
+            return child.pid
+    raise AssertionError(f"no front end listens on {port}")
+
+
 def test_with_several_front_ends_one_serves_grpc_and_a_new_one_takes_over() -> None:
     with serving("--frontends", "2", "--load-format", "null") as server:
+        victim = grpc_listener(server)
+        with Client(server.address) as client:
+            assert len(client.generate([1, 2], ENDLESS).outputs[0].token_ids) == 1500
+            os.kill(victim, signal.SIGKILL)
+            with pytest.raises(EngineDeadError):
+                client.generate([1, 2], ENDLESS, timeout=10)
+        ready = r"gRPC is ready at (\S+)"
+        assert wait_until(lambda: len(server.found(ready)) == 2, 30), server.log
+        server.address = server.found(ready)[-1]  # --grpc-port 0: another free port
+        assert grpc_listener(server) != victim
         with Client(server.address) as client:
             assert len(client.generate([1, 2], ENDLESS).outputs[0].token_ids) == 1500
         page = httpx.get(f"{server.base}/metrics").text
