@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class Role(str, enum.Enum):
@@ -39,7 +39,6 @@ class Backend:
     total_requests: int = 0
     total_failures: int = 0
     last_error: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def accepts(self) -> bool:
