@@ -44,7 +44,7 @@ class StartError(RuntimeError):
 
 
 class LocalSystem:
-    """Main thread only. Call `stop` in any case."""
+    """Main thread only, but where said. Call `stop` in any case."""
 
     def __init__(self, plan: LocalPlan) -> None:
         self.plan = plan
@@ -83,6 +83,11 @@ class LocalSystem:
             self._wait(service, partial(listens, port), deadline)
         for child in (*self.nodes, self.router):
             child.start()
+        self.wait_ready(deadline - time.monotonic())
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Returns when every node and the router answer. Raises StartError. Any thread."""
+        deadline = time.monotonic() + timeout_s
         for node in self.nodes:
             ready = partial(answers, self.url_of(node) + "/ready", self.node_key)
             self._wait(node, ready, deadline)

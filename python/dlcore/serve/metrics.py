@@ -35,7 +35,11 @@ _ENGINE_GAUGES = (
     ("num_requests_running", "Requests in the running batch.", "num_running"),
     ("num_requests_waiting", "Requests waiting to be scheduled.", "num_waiting"),
     ("kv_cache_free_blocks", "KV blocks free.", "num_free_blocks"),
+    ("kv_cache_cached_blocks", "KV blocks that only the prefix cache holds.", "num_cached_blocks"),
+    ("kv_cache_used_blocks", "KV blocks of requests and leases.", "num_referenced_blocks"),
     ("kv_cache_total_blocks", "KV blocks in all.", "num_kv_blocks"),
+    ("kv_leases", "Prompts whose KV waits for a decode node.", "num_kv_leases"),
+    ("kv_pulls_running", "Requests whose KV is on its way here.", "num_migrating"),
 )
 _ENGINE_COUNTERS = (
     ("num_preemptions", "Requests preempted and recomputed.", "num_preemptions"),
@@ -43,6 +47,8 @@ _ENGINE_COUNTERS = (
     ("generation_tokens", "Tokens generated.", "num_generated_tokens"),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", "num_prefix_queries"),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "num_prefix_hits"),
+    ("kv_pulls", "Prompts whose KV was asked of a prefill node.", "num_migrations"),
+    ("kv_pull_failures", "Pulls that failed.", "num_failed_migrations"),
     ("engine_steps", "Steps of the engine loop.", "num_steps"),
     ("engine_step_cpu_seconds", "CPU time of planning and launching steps.", "step_cpu_seconds"),
     ("engine_device_wait_seconds", "Time waiting for the device.", "device_wait_seconds"),
