@@ -42,7 +42,7 @@ void Construct(KvTransferOptions* self, const std::vector<uint64_t>& layer_addre
                int32_t bytes_per_head, nb::bytes key, bool serves,
                std::vector<std::string> transports, std::string host, uint16_t port,
                std::string socket_dir, std::string rdma_device, double lease_ttl_s,
-               double pull_timeout_s) {
+               double pull_timeout_s, int32_t cuda_device) {
   KvTransferOptions options;
   options.layout.groups = {{block_size, num_blocks, num_planes, num_kv_heads, bytes_per_head}};
   for (const uint64_t address : layer_addresses) options.layout.layers.push_back({0, address});
@@ -55,6 +55,7 @@ void Construct(KvTransferOptions* self, const std::vector<uint64_t>& layer_addre
   options.rdma_device = std::move(rdma_device);
   options.lease_ttl = Milliseconds("lease_ttl_s", lease_ttl_s);
   options.pull_timeout = Milliseconds("pull_timeout_s", pull_timeout_s);
+  options.cuda_device = cuda_device;
   ThrowIfError(options.Validate());
   new (self) KvTransferOptions(std::move(options));
 }
@@ -75,14 +76,16 @@ void BindKvTransfer(nb::module_& m) {
       m, "KvTransferOptions",
       "How an engine's KV pool looks and how others reach it (cpp/include/dlcore/kv_transfer.h).\n"
       "layer_addresses: of block 0 of each layer, [num_planes, num_kv_heads, block_size,\n"
-      "bytes_per_head] bytes a block. serves: put KV under leases and listen. transports: names,\n"
-      "empty = all that work here. Raises ValueError naming the field.")
+      "bytes_per_head] bytes a block. cuda_device: the GPU they lie on, -1 = host memory.\n"
+      "serves: put KV under leases and listen. transports: names, empty = all that work here.\n"
+      "Raises ValueError naming the field.")
       .def("__init__", &Construct, nb::kw_only(), "layer_addresses"_a, "block_size"_a,
            "num_blocks"_a, "num_planes"_a, "num_kv_heads"_a, "bytes_per_head"_a, "key"_a,
            "serves"_a, "transports"_a = nb::make_tuple(), "host"_a = d.host, "port"_a = d.port,
            "socket_dir"_a = d.socket_dir, "rdma_device"_a = d.rdma_device,
            "lease_ttl_s"_a = static_cast<double>(d.lease_ttl.count()) / 1000,
-           "pull_timeout_s"_a = static_cast<double>(d.pull_timeout.count()) / 1000);
+           "pull_timeout_s"_a = static_cast<double>(d.pull_timeout.count()) / 1000,
+           "cuda_device"_a = d.cuda_device);
 }
 
 }  // namespace dlcore

@@ -17,11 +17,26 @@ using CuContext = struct CuContextOpaque*;
 using CuStream = struct CuStreamOpaque*;
 using CuEvent = struct CuEventOpaque*;
 using CuGraphExec = struct CuGraphExecOpaque*;
+using CuModule = struct CuModuleOpaque*;
+using CuFunction = struct CuFunctionOpaque*;
 using CuAddress = uint64_t;
+using CuAllocation = uint64_t;  // CUmemGenericAllocationHandle
 
-// An opaque name for memory of another process (cuIpcGetMemHandle).
-struct CuIpcMemHandle {
-  char reserved[64];
+// CUmemLocation, CUmemAllocationProp and CUmemAccessDesc.
+struct CuLocation {
+  int type = 1;  // a device
+  int id = 0;
+};
+struct CuAllocationProp {
+  int type = 1;          // pinned: where it was put it stays
+  int handle_types = 1;  // may be exported as a file descriptor
+  CuLocation location;
+  void* win32 = nullptr;
+  uint64_t flags = 0;
+};
+struct CuAccessDesc {
+  CuLocation location;
+  int flags = 3;  // read and write
 };
 
 inline constexpr CuResult kCuSuccess = 0;
@@ -29,7 +44,8 @@ inline constexpr CuResult kCuNotReady = 600;
 inline constexpr unsigned kCuStreamNonBlocking = 1;
 inline constexpr unsigned kCuEventDisableTiming = 2;
 inline constexpr unsigned kCuMemHostAllocPortable = 1;
-inline constexpr unsigned kCuIpcMemLazyEnablePeerAccess = 1;
+inline constexpr unsigned kCuMemHostRegisterPortable = 1;
+inline constexpr int kCuHandleTypePosixFd = 1;
 
 struct CudaDriver {
   CuResult (*Init)(unsigned flags);
@@ -45,17 +61,34 @@ struct CudaDriver {
   CuResult (*MemFreeHost)(void* host);
   CuResult (*MemcpyHtoDAsync)(CuAddress to, const void* from, size_t bytes, CuStream stream);
   CuResult (*MemcpyDtoHAsync)(void* to, CuAddress from, size_t bytes, CuStream stream);
-  CuResult (*MemcpyDtoDAsync)(CuAddress to, CuAddress from, size_t bytes, CuStream stream);
+  CuResult (*MemcpyAsync)(CuAddress to, CuAddress from, size_t bytes, CuStream stream);
   CuResult (*StreamSynchronize)(CuStream stream);
   CuResult (*MemAlloc)(CuAddress* address, size_t bytes);
   CuResult (*MemFree)(CuAddress address);
-  CuResult (*IpcGetMemHandle)(CuIpcMemHandle* handle, CuAddress address);
-  CuResult (*IpcOpenMemHandle)(CuAddress* address, CuIpcMemHandle handle, unsigned flags);
-  CuResult (*IpcCloseMemHandle)(CuAddress address);
+  CuResult (*MemHostRegister)(void* host, size_t bytes, unsigned flags);
+  CuResult (*MemHostUnregister)(void* host);
+  CuResult (*MemCreate)(CuAllocation* out, size_t bytes, const CuAllocationProp* prop,
+                        unsigned long long flags);
+  CuResult (*MemRelease)(CuAllocation allocation);
+  CuResult (*MemExportToShareableHandle)(void* out, CuAllocation allocation, int type,
+                                         unsigned long long flags);
+  CuResult (*MemImportFromShareableHandle)(CuAllocation* out, void* handle, int type);
+  CuResult (*MemAddressReserve)(CuAddress* out, size_t bytes, size_t alignment, CuAddress hint,
+                                unsigned long long flags);
+  CuResult (*MemAddressFree)(CuAddress address, size_t bytes);
+  CuResult (*MemMap)(CuAddress address, size_t bytes, size_t offset, CuAllocation allocation,
+                     unsigned long long flags);
+  CuResult (*MemUnmap)(CuAddress address, size_t bytes);
+  CuResult (*MemSetAccess)(CuAddress address, size_t bytes, const CuAccessDesc* who, size_t count);
   CuResult (*EventCreate)(CuEvent* event, unsigned flags);
   CuResult (*EventDestroy)(CuEvent event);
   CuResult (*EventRecord)(CuEvent event, CuStream stream);
   CuResult (*EventQuery)(CuEvent event);
+  CuResult (*ModuleLoadData)(CuModule* out, const void* image);
+  CuResult (*ModuleGetFunction)(CuFunction* out, CuModule module, const char* name);
+  CuResult (*LaunchKernel)(CuFunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                           unsigned block_x, unsigned block_y, unsigned block_z,
+                           unsigned shared_bytes, CuStream stream, void** arguments, void** extra);
   CuResult (*GraphLaunch)(CuGraphExec graph, CuStream stream);
   CuResult (*GetErrorName)(CuResult result, const char** name);
   CuResult (*GetErrorString)(CuResult result, const char** text);

@@ -15,12 +15,13 @@ namespace {
 constexpr auto kExpiryPeriod = std::chrono::milliseconds(50);
 
 // The transports to offer: those asked for, or all that work on this machine
-// with a pool in host memory.
+// with the pool where it is.
 std::vector<std::string> Offered(const KvTransferOptions& options) {
   if (!options.transports.empty()) return options.transports;
   std::vector<std::string> names;
   for (const TransportFactory* factory : Transports()) {
-    if (!factory->device_memory && factory->available().ok()) names.emplace_back(factory->name);
+    const bool reaches_pool = !factory->device_memory || options.cuda_device >= 0;
+    if (reaches_pool && factory->available().ok()) names.emplace_back(factory->name);
   }
   return names;
 }
@@ -35,7 +36,7 @@ Status KvTransferOptions::Validate() const {
   for (const std::string& name : transports) {
     const TransportFactory* factory = nullptr;
     if (Status s = FindTransport(name, &factory); !s.ok()) return s;
-    if (factory->device_memory) {
+    if (factory->device_memory && cuda_device < 0) {
       return Status::InvalidArgument("transports: " + name + " needs the pool in GPU memory");
     }
     if (Status s = factory->available(); !s.ok()) return s;
@@ -46,7 +47,11 @@ Status KvTransferOptions::Validate() const {
 Status KvLink::Create(const KvTransferOptions& options, std::function<void()> wake,
                       std::unique_ptr<KvLink>* out) {
   if (Status s = options.Validate(); !s.ok()) return s;
-  std::unique_ptr<KvLink> link(new KvLink(options, std::move(wake)));
+  std::unique_ptr<PoolMemory> device_memory;
+  if (options.cuda_device >= 0) {
+    if (Status s = NewCudaPoolMemory(options.cuda_device, &device_memory); !s.ok()) return s;
+  }
+  std::unique_ptr<KvLink> link(new KvLink(options, std::move(wake), std::move(device_memory)));
   if (options.serves) {
     if (Status s = link->Listen(); !s.ok()) return s;
   }
@@ -54,8 +59,9 @@ Status KvLink::Create(const KvTransferOptions& options, std::function<void()> wa
   return Status::Ok();
 }
 
-KvLink::KvLink(const KvTransferOptions& options, std::function<void()> wake)
-    : options_(options), wake_(std::move(wake)) {
+KvLink::KvLink(const KvTransferOptions& options, std::function<void()> wake,
+               std::unique_ptr<PoolMemory> device_memory)
+    : options_(options), wake_(std::move(wake)), device_memory_(std::move(device_memory)) {
   LeaseTable::Options lease_options;
   lease_options.ttl = options_.lease_ttl;
   leases_ = std::make_unique<LeaseTable>(options_.layout, lease_options,
@@ -70,7 +76,7 @@ KvLink::KvLink(const KvTransferOptions& options, std::function<void()> wake)
   migrator.layout = options_.layout;
   migrator.transport.key = options_.key;
   migrator.transport.device = options_.rdma_device;
-  migrator.transport.memory = &HostPoolMemory();
+  migrator.transport.memory = memory();
   migrator.on_event = wake_;
   migrator_ = std::make_unique<KvMigrator>(std::move(migrator));
 }
@@ -89,7 +95,7 @@ Status KvLink::Listen() {
   server.socket_dir = options_.socket_dir;
   server.device = options_.rdma_device;
   server.leases = leases_.get();
-  server.memory = &HostPoolMemory();
+  server.memory = memory();
   Status last = Status::Unavailable("no transport works on this machine");
   for (const std::string& name : Offered(options_)) {
     std::unique_ptr<TransportServer> made;
@@ -107,7 +113,8 @@ Status KvLink::Listen() {
 
 Status KvLink::ChooseEndpoint(std::span<const std::string> offered, std::string* out) const {
   const bool one = options_.transports.size() == 1;
-  return dlcore::ChooseEndpoint(offered, one ? options_.transports.front() : "", false, out);
+  return dlcore::ChooseEndpoint(offered, one ? options_.transports.front() : "",
+                                options_.cuda_device >= 0, out);
 }
 
 void KvLink::Deliver(Scheduler* scheduler) {

@@ -14,6 +14,7 @@
 #include "sched/scheduler.h"
 #include "transport/kv_migrator.h"
 #include "transport/lease_table.h"
+#include "transport/pool_memory.h"
 
 namespace dlcore {
 
@@ -48,8 +49,12 @@ class KvLink {
   Status ChooseEndpoint(std::span<const std::string> offered, std::string* out) const;
 
  private:
-  KvLink(const KvTransferOptions& options, std::function<void()> wake);
+  KvLink(const KvTransferOptions& options, std::function<void()> wake,
+         std::unique_ptr<PoolMemory> device_memory);
   Status Listen();
+  [[nodiscard]] PoolMemory* memory() const {
+    return device_memory_ != nullptr ? device_memory_.get() : &HostPoolMemory();
+  }
   void Lease(const HeldKv& held, OutputBatch* batch);
   void TakeReturned(Scheduler* scheduler);
 
@@ -67,6 +72,7 @@ class KvLink {
   std::vector<MigrationEvent> events_;
 
   // In the order they must be made; torn down in reverse.
+  std::unique_ptr<PoolMemory> device_memory_;  // null: the pool lies in host memory
   std::unique_ptr<LeaseTable> leases_;
   std::vector<std::unique_ptr<TransportServer>> servers_;
   std::unique_ptr<KvMigrator> migrator_;

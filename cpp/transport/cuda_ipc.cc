@@ -1,17 +1,17 @@
-#include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "transport/cuda_stream.h"
+#include "transport/cuda_window.h"
 #include "transport/data_plane.h"
-#include "transport/lease_client.h"
-#include "transport/lease_server.h"
 #include "transport/registry.h"
+#include "transport/same_host.h"
 #include "transport/wire_codec.h"
 
-// GPU to GPU within a host (NVLink or PCIe): the reader exports a window on its
-// GPU, the owner copies answers into it on a stream of its own. The owner's pool
-// is never exported.
+// GPU to GPU within a host (NVLink or PCIe): the reader passes a window on its
+// GPU to the owner, who copies answers into it on a stream of its own. The
+// owner's pool is never exported.
 namespace dlcore {
 namespace {
 
@@ -23,84 +23,82 @@ constexpr uint32_t kMaxSlots = 64;  // what an owner accepts
 class CudaOwnerPlane final : public OwnerPlane {
  public:
   explicit CudaOwnerPlane(PoolMemory* memory) : memory_(memory) {}
-  ~CudaOwnerPlane() override {
-    if (window_ == 0 || !stream_->Bind().ok()) return;
-    if (stream_->Synchronize().ok()) stream_->driver().IpcCloseMemHandle(window_);
-  }
 
-  Status Attach(const Blob& offer, UniqueFd, Blob*) override {
+  Status Attach(const Blob& offer, UniqueFd passed_fd, Blob*) override {
     WireReader r(offer);
-    CuIpcMemHandle handle;
-    const auto raw = r.GetBytes(sizeof(handle));
     num_slots_ = r.Get<uint32_t>();
     if (!r.AtEnd() || num_slots_ == 0 || num_slots_ > kMaxSlots) {
       return Status::InvalidArgument("malformed cuda_ipc offer");
     }
-    std::memcpy(&handle, raw.data(), sizeof(handle));
-    if (Status s = CudaCopyStream::Create(memory_->cuda_device(), &stream_); !s.ok()) return s;
-    const CudaDriver& cuda = stream_->driver();
-    return cuda.Check(cuda.IpcOpenMemHandle(&window_, handle, kCuIpcMemLazyEnablePeerAccess),
-                      "cuIpcOpenMemHandle");
+    const int32_t device = memory_->cuda_device();
+    if (Status s = CudaCopyStream::Create(device, &stream_); !s.ok()) return s;
+    return CudaWindow::Import(device, passed_fd, num_slots_ * kSlotBytes, &window_);
   }
   [[nodiscard]] uint32_t num_slots() const override { return num_slots_; }
   [[nodiscard]] uint64_t slot_bytes() const override { return kSlotBytes; }
   Status Begin(uint32_t slot, std::span<const MemoryRange> sources, Blob*) override {
     if (Status s = stream_->Bind(); !s.ok()) return s;
-    CuAddress to = window_ + slot * kSlotBytes;
+    CuAddress to = window_->address() + slot * kSlotBytes;
+    copies_.clear();
     for (const MemoryRange& source : sources) {
-      if (Status s = stream_->Copy(to, source.address, source.length); !s.ok()) return s;
+      copies_.push_back({to, source.address, source.length});
       to += source.length;
     }
+    if (Status s = stream_->Copy(copies_); !s.ok()) return s;
     return stream_->Mark();
   }
   Status Poll(bool* done) override { return stream_->Query(done); }
 
  private:
   PoolMemory* memory_;
-  std::unique_ptr<CudaCopyStream> stream_;
-  CuAddress window_ = 0;
+  std::unique_ptr<CudaWindow> window_;
+  std::unique_ptr<CudaCopyStream> stream_;  // goes first, and waits for its copies
+  std::vector<CudaCopy> copies_;
   uint32_t num_slots_ = 0;
 };
 
 class CudaReaderPlane final : public ReaderPlane {
  public:
   explicit CudaReaderPlane(PoolMemory* memory) : memory_(memory) {}
-  ~CudaReaderPlane() override {
-    if (window_ != 0 && stream_->Bind().ok()) stream_->driver().MemFree(window_);
-  }
 
-  Status Offer(Blob* offer, int*) override {
-    if (Status s = CudaCopyStream::Create(memory_->cuda_device(), &stream_); !s.ok()) return s;
-    const CudaDriver& cuda = stream_->driver();
-    CuIpcMemHandle handle;
-    Status s = cuda.Check(cuda.MemAlloc(&window_, kSlots * kSlotBytes), "cuMemAlloc");
-    if (s.ok()) s = cuda.Check(cuda.IpcGetMemHandle(&handle, window_), "cuIpcGetMemHandle");
-    if (!s.ok()) return s;
+  Status Offer(Blob* offer, int* pass_fd) override {
+    const int32_t device = memory_->cuda_device();
+    if (Status s = CudaCopyStream::Create(device, &stream_); !s.ok()) return s;
+    if (Status s = CudaWindow::Create(device, kSlots * kSlotBytes, &window_, &handle_); !s.ok()) {
+      return s;
+    }
     WireWriter w;
-    w.PutBytes(std::as_bytes(std::span(handle.reserved)));
     w.Put(kSlots);
     *offer = w.Take();
+    *pass_fd = handle_.get();
     return Status::Ok();
   }
-  Status Accept(const Blob&) override { return Status::Ok(); }
+  Status Accept(const Blob&) override {
+    handle_.Reset();  // the owner has its own by now
+    return Status::Ok();
+  }
   [[nodiscard]] uint32_t num_slots() const override { return kSlots; }
   [[nodiscard]] uint64_t slot_bytes() const override { return kSlotBytes; }
   Status Scatter(uint32_t slot, std::span<const std::byte> payload,
                  std::span<const MemoryRange> to) override {
     if (!payload.empty()) return Status::Unavailable("the owner sent inline bytes over cuda_ipc");
     if (Status s = stream_->Bind(); !s.ok()) return s;
-    CuAddress from = window_ + slot * kSlotBytes;
+    CuAddress from = window_->address() + slot * kSlotBytes;
+    copies_.clear();
     for (const MemoryRange& range : to) {
-      if (Status s = stream_->Copy(range.address, from, range.length); !s.ok()) return s;
+      copies_.push_back({range.address, from, range.length});
       from += range.length;
     }
+    if (Status s = stream_->Copy(copies_); !s.ok()) return s;
     return stream_->Synchronize();
   }
 
  private:
   PoolMemory* memory_;
-  std::unique_ptr<CudaCopyStream> stream_;
-  CuAddress window_ = 0;
+  UniqueFd handle_;
+  std::unique_ptr<CudaWindow> window_;
+  std::unique_ptr<CudaCopyStream> stream_;  // goes first, and waits for its copies
+  std::vector<CudaCopy> copies_;
 };
 
 Status Available() {
@@ -115,35 +113,19 @@ Status CheckMemory(const PoolMemory* memory) {
 }
 
 Status NewServer(const TransportServerOptions& options, std::unique_ptr<TransportServer>* out) {
-  if (Status s = ValidateServerOptions(options); !s.ok()) return s;
-  if (Status s = CheckMemory(options.memory); !s.ok()) return s;
-  ServerSpec spec;
-  if (Status s = ListenUnix(options.socket_dir, &spec.listener, &spec.unlink_path); !s.ok()) {
-    return s;
-  }
-  spec.transport = kName;
-  spec.endpoint = "cuda_ipc://" + HostId() + spec.unlink_path;
-  spec.new_plane = [memory = options.memory] { return std::make_unique<CudaOwnerPlane>(memory); };
-  *out = std::make_unique<LeaseServer>(std::move(spec), options);
-  return Status::Ok();
+  PoolMemory* memory = options.memory;
+  if (Status s = CheckMemory(memory); !s.ok()) return s;
+  return NewSameHostServer(
+      kName, [memory] { return std::make_unique<CudaOwnerPlane>(memory); }, options, out);
 }
 
 Status NewClient(const std::string& endpoint, const TransportClientOptions& options,
                  std::unique_ptr<TransportClient>* out) {
-  if (Status s = CheckMemory(options.memory); !s.ok()) return s;
-  const std::string_view address = EndpointAddress(endpoint);
-  const size_t slash = address.find('/');
-  if (slash == std::string_view::npos) {
-    return Status::InvalidArgument("endpoint '" + endpoint + "' must be cuda_ipc://HOST_ID/PATH");
-  }
-  ClientSpec spec;
-  spec.transport = kName;
-  spec.connect = [path = std::string(address.substr(slash))](UniqueFd* fd) {
-    return StartConnectUnix(path, fd);
-  };
-  spec.new_plane = [memory = options.memory] { return std::make_unique<CudaReaderPlane>(memory); };
-  *out = std::make_unique<LeaseClient>(std::move(spec), options);
-  return Status::Ok();
+  PoolMemory* memory = options.memory;
+  if (Status s = CheckMemory(memory); !s.ok()) return s;
+  return NewSameHostClient(
+      kName, endpoint, [memory] { return std::make_unique<CudaReaderPlane>(memory); }, options,
+      out);
 }
 
 }  // namespace

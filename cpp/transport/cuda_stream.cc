@@ -1,44 +1,24 @@
 #include "transport/cuda_stream.h"
 
-#include <mutex>
-#include <span>
-#include <utility>
+#include <algorithm>
+#include <numeric>
+#include <string>
 
-#include "transport/pool_memory.h"
+#include "transport/copy_kernel.h"
 
 namespace dlcore {
 namespace {
 
-class CudaPoolMemory final : public PoolMemory {
- public:
-  CudaPoolMemory(int32_t device, std::unique_ptr<CudaCopyStream> stream)
-      : device_(device), stream_(std::move(stream)) {}
+// Copies of one Copy that the kernel takes; what one READ may ask for.
+constexpr size_t kMaxListed = 4096;
+constexpr size_t kListBytes = kMaxListed * sizeof(CudaCopy);
+// From this mean length on, a copy engine is as fast and leaves the model its SMs.
+constexpr uint64_t kEngineBytes = 512 << 10;
 
-  Status Gather(std::span<const MemoryRange> from, std::byte* to) override {
-    const std::lock_guard lock(mutex_);
-    if (Status s = stream_->Bind(); !s.ok()) return s;
-    for (const MemoryRange& range : from) {
-      if (Status s = stream_->CopyToHost(to, range.address, range.length); !s.ok()) return s;
-      to += range.length;
-    }
-    return stream_->Synchronize();
-  }
-  Status Scatter(const std::byte* from, std::span<const MemoryRange> to) override {
-    const std::lock_guard lock(mutex_);
-    if (Status s = stream_->Bind(); !s.ok()) return s;
-    for (const MemoryRange& range : to) {
-      if (Status s = stream_->CopyToDevice(range.address, from, range.length); !s.ok()) return s;
-      from += range.length;
-    }
-    return stream_->Synchronize();
-  }
-  [[nodiscard]] int32_t cuda_device() const override { return device_; }
-
- private:
-  const int32_t device_;
-  std::mutex mutex_;
-  std::unique_ptr<CudaCopyStream> stream_;
-};
+uint64_t TotalBytes(std::span<const CudaCopy> copies) {
+  return std::accumulate(copies.begin(), copies.end(), uint64_t{0},
+                         [](uint64_t sum, const CudaCopy& copy) { return sum + copy.bytes; });
+}
 
 }  // namespace
 
@@ -53,14 +33,22 @@ Status CudaCopyStream::Create(int32_t device, std::unique_ptr<CudaCopyStream>* o
   Status s = driver->Check(driver->PrimaryCtxRetain(&stream->context_, handle),
                            "cuDevicePrimaryCtxRetain");
   if (s.ok()) s = stream->Bind();
-  if (s.ok()) {
-    s = driver->Check(driver->StreamCreate(&stream->stream_, kCuStreamNonBlocking),
-                      "cuStreamCreate");
-  }
-  if (s.ok()) {
-    s = driver->Check(driver->EventCreate(&stream->event_, kCuEventDisableTiming), "cuEventCreate");
-  }
+  if (s.ok()) s = stream->Allocate();
   if (s.ok()) *out = std::move(stream);
+  return s;
+}
+
+Status CudaCopyStream::Allocate() {
+  const CudaDriver& cuda = driver_;
+  if (Status s = LoadCopyKernel(cuda, device_, &kernel_); !s.ok()) return s;
+  Status s = cuda.Check(cuda.StreamCreate(&stream_, kCuStreamNonBlocking), "cuStreamCreate");
+  if (s.ok()) s = cuda.Check(cuda.EventCreate(&event_, kCuEventDisableTiming), "cuEventCreate");
+  if (s.ok()) {
+    void* list = nullptr;
+    s = cuda.Check(cuda.MemHostAlloc(&list, kListBytes, kCuMemHostAllocPortable), "cuMemHostAlloc");
+    pinned_list_ = static_cast<CudaCopy*>(list);
+  }
+  if (s.ok()) s = cuda.Check(cuda.MemAlloc(&device_list_, kListBytes), "cuMemAlloc");
   return s;
 }
 
@@ -68,6 +56,8 @@ CudaCopyStream::~CudaCopyStream() {
   if (context_ == nullptr) return;
   if (Bind().ok()) {
     if (stream_ != nullptr) driver_.StreamSynchronize(stream_);
+    if (device_list_ != 0) driver_.MemFree(device_list_);
+    if (pinned_list_ != nullptr) driver_.MemFreeHost(pinned_list_);
     if (event_ != nullptr) driver_.EventDestroy(event_);
     if (stream_ != nullptr) driver_.StreamDestroy(stream_);
   }
@@ -78,16 +68,34 @@ Status CudaCopyStream::Bind() const {
   return driver_.Check(driver_.CtxSetCurrent(context_), "cuCtxSetCurrent");
 }
 
-Status CudaCopyStream::Copy(CuAddress to, CuAddress from, uint64_t bytes) {
-  return driver_.Check(driver_.MemcpyDtoDAsync(to, from, bytes, stream_), "cuMemcpyDtoDAsync");
+Status CudaCopyStream::Copy(std::span<const CudaCopy> copies) {
+  const bool small = TotalBytes(copies) < copies.size() * kEngineBytes;
+  const bool in_kernel = small && copies.size() > 1 && copies.size() <= kMaxListed;
+  const Status s = in_kernel ? CopyInKernel(copies) : CopyInEngine(copies);
+  if (!s.ok()) driver_.StreamSynchronize(stream_);
+  return s;
 }
 
-Status CudaCopyStream::CopyToHost(void* to, CuAddress from, uint64_t bytes) {
-  return driver_.Check(driver_.MemcpyDtoHAsync(to, from, bytes, stream_), "cuMemcpyDtoHAsync");
+Status CudaCopyStream::CopyInEngine(std::span<const CudaCopy> copies) {
+  for (const CudaCopy& copy : copies) {
+    const CuResult result = driver_.MemcpyAsync(copy.to, copy.from, copy.bytes, stream_);
+    if (Status s = driver_.Check(result, "cuMemcpyAsync"); !s.ok()) return s;
+  }
+  return Status::Ok();
 }
 
-Status CudaCopyStream::CopyToDevice(CuAddress to, const void* from, uint64_t bytes) {
-  return driver_.Check(driver_.MemcpyHtoDAsync(to, from, bytes, stream_), "cuMemcpyHtoDAsync");
+Status CudaCopyStream::CopyInKernel(std::span<const CudaCopy> copies) {
+  std::ranges::copy(copies, pinned_list_);
+  Status s = driver_.Check(
+      driver_.MemcpyHtoDAsync(device_list_, pinned_list_, copies.size_bytes(), stream_),
+      "cuMemcpyHtoDAsync");
+  if (!s.ok()) return s;
+  auto count = static_cast<uint32_t>(copies.size());
+  void* arguments[] = {&device_list_, &count};
+  const unsigned blocks = std::min(count, kCopyKernelBlocks);
+  return driver_.Check(driver_.LaunchKernel(kernel_, blocks, 1, 1, kCopyKernelThreads, 1, 1, 0,
+                                            stream_, arguments, nullptr),
+                       "cuLaunchKernel");
 }
 
 Status CudaCopyStream::Mark() {
@@ -102,13 +110,6 @@ Status CudaCopyStream::Query(bool* done) {
 
 Status CudaCopyStream::Synchronize() {
   return driver_.Check(driver_.StreamSynchronize(stream_), "cuStreamSynchronize");
-}
-
-Status NewCudaPoolMemory(int32_t device, std::unique_ptr<PoolMemory>* out) {
-  std::unique_ptr<CudaCopyStream> stream;
-  if (Status s = CudaCopyStream::Create(device, &stream); !s.ok()) return s;
-  *out = std::make_unique<CudaPoolMemory>(device, std::move(stream));
-  return Status::Ok();
 }
 
 }  // namespace dlcore

@@ -1,4 +1,5 @@
 #include <chrono>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -56,6 +57,7 @@ class RdmaOwnerPlane final : public OwnerPlane {
     }
     // The flush after each write reads one byte of the peer's window into ours.
     if (Status s = VerbsEndpoint::Create(device_, kSlotBytes, 0, &endpoint_); !s.ok()) return s;
+    pin_.emplace(memory_, std::span(endpoint_->memory(), kSlotBytes));
     if (Status s = endpoint_->Connect(peer); !s.ok()) return s;
     WireWriter w;
     PutAddress(endpoint_->address(), &w);
@@ -80,6 +82,7 @@ class RdmaOwnerPlane final : public OwnerPlane {
   PoolMemory* memory_;
   const std::string device_;
   std::unique_ptr<VerbsEndpoint> endpoint_;
+  std::optional<HostPin> pin_;  // of the endpoint's memory, so it goes first
   uint64_t window_ = 0;
   uint32_t rkey_ = 0;
   uint32_t num_slots_ = 0;
@@ -97,6 +100,7 @@ class RdmaReaderPlane final : public ReaderPlane {
         !s.ok()) {
       return s;
     }
+    pin_.emplace(memory_, std::span(endpoint_->memory(), kSlots * kSlotBytes));
     WireWriter w;
     PutAddress(endpoint_->address(), &w);
     w.Put(reinterpret_cast<uint64_t>(endpoint_->memory()));
@@ -123,6 +127,7 @@ class RdmaReaderPlane final : public ReaderPlane {
   PoolMemory* memory_;
   const std::string device_;
   std::unique_ptr<VerbsEndpoint> endpoint_;
+  std::optional<HostPin> pin_;  // of the endpoint's memory, so it goes first
 };
 
 Status Available() { return CheckVerbsDevice({}); }

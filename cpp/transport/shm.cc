@@ -1,6 +1,6 @@
 #include <cstring>
+#include <optional>
 #include <string>
-#include <utility>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -8,9 +8,8 @@
 #include <unistd.h>
 
 #include "transport/data_plane.h"
-#include "transport/lease_client.h"
-#include "transport/lease_server.h"
 #include "transport/registry.h"
+#include "transport/same_host.h"
 #include "transport/wire_codec.h"
 
 // Shared memory within a host: the reader passes a sealed memfd over the Unix
@@ -34,16 +33,19 @@ class Mapping {
  public:
   Mapping() = default;
   ~Mapping() {
+    pin_.reset();
     if (address_ != nullptr) munmap(address_, bytes_);
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
-  Status Map(int fd, size_t bytes) {
+  // Copies between it and the pool of `memory` may run from now on.
+  Status Map(int fd, size_t bytes, PoolMemory* memory) {
     void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (address == MAP_FAILED) return SystemError("mmap of the shared window");
     address_ = address;
     bytes_ = bytes;
+    pin_.emplace(memory, std::span(data(), bytes));
     return Status::Ok();
   }
   [[nodiscard]] std::byte* data() const { return static_cast<std::byte*>(address_); }
@@ -51,6 +53,7 @@ class Mapping {
  private:
   void* address_ = nullptr;
   size_t bytes_ = 0;
+  std::optional<HostPin> pin_;
 };
 
 class ShmOwnerPlane final : public OwnerPlane {
@@ -93,7 +96,7 @@ class ShmOwnerPlane final : public OwnerPlane {
     if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, info.st_size) != 0) {
       return SystemError("no memory for the shared window");
     }
-    return window_.Map(fd, bytes);
+    return window_.Map(fd, bytes, memory_);
   }
 
   PoolMemory* memory_;
@@ -113,7 +116,7 @@ class ShmReaderPlane final : public ReaderPlane {
         fcntl(fd_.get(), F_ADD_SEALS, kSeals) != 0) {
       return SystemError("memfd for the shared window");
     }
-    if (Status s = window_.Map(fd_.get(), kBytes); !s.ok()) return s;
+    if (Status s = window_.Map(fd_.get(), kBytes, memory_); !s.ok()) return s;
     WireWriter w;
     w.Put(kSlots);
     w.Put(kSlotBytes);
@@ -142,33 +145,16 @@ Status Available() {
 }
 
 Status NewServer(const TransportServerOptions& options, std::unique_ptr<TransportServer>* out) {
-  if (Status s = ValidateServerOptions(options); !s.ok()) return s;
-  ServerSpec spec;
-  if (Status s = ListenUnix(options.socket_dir, &spec.listener, &spec.unlink_path); !s.ok()) {
-    return s;
-  }
-  spec.transport = kName;
-  spec.endpoint = "shm://" + HostId() + spec.unlink_path;
-  spec.new_plane = [memory = options.memory] { return std::make_unique<ShmOwnerPlane>(memory); };
-  *out = std::make_unique<LeaseServer>(std::move(spec), options);
-  return Status::Ok();
+  PoolMemory* memory = options.memory;
+  return NewSameHostServer(
+      kName, [memory] { return std::make_unique<ShmOwnerPlane>(memory); }, options, out);
 }
 
 Status NewClient(const std::string& endpoint, const TransportClientOptions& options,
                  std::unique_ptr<TransportClient>* out) {
-  const std::string_view address = EndpointAddress(endpoint);
-  const size_t slash = address.find('/');
-  if (slash == std::string_view::npos) {
-    return Status::InvalidArgument("endpoint '" + endpoint + "' must be shm://HOST_ID/PATH");
-  }
-  ClientSpec spec;
-  spec.transport = kName;
-  spec.connect = [path = std::string(address.substr(slash))](UniqueFd* fd) {
-    return StartConnectUnix(path, fd);
-  };
-  spec.new_plane = [memory = options.memory] { return std::make_unique<ShmReaderPlane>(memory); };
-  *out = std::make_unique<LeaseClient>(std::move(spec), options);
-  return Status::Ok();
+  PoolMemory* memory = options.memory;
+  return NewSameHostClient(
+      kName, endpoint, [memory] { return std::make_unique<ShmReaderPlane>(memory); }, options, out);
 }
 
 }  // namespace

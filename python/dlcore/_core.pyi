@@ -318,11 +318,12 @@ class KvTransferOptions:
     """
     How an engine's KV pool looks and how others reach it (cpp/include/dlcore/kv_transfer.h).
     layer_addresses: of block 0 of each layer, [num_planes, num_kv_heads, block_size,
-    bytes_per_head] bytes a block. serves: put KV under leases and listen. transports: names,
-    empty = all that work here. Raises ValueError naming the field.
+    bytes_per_head] bytes a block. cuda_device: the GPU they lie on, -1 = host memory.
+    serves: put KV under leases and listen. transports: names, empty = all that work here.
+    Raises ValueError naming the field.
     """
 
-    def __init__(self, *, layer_addresses: Sequence[int], block_size: int, num_blocks: int, num_planes: int, num_kv_heads: int, bytes_per_head: int, key: bytes, serves: bool, transports: Sequence[str] = (), host: str = '127.0.0.1', port: int = 0, socket_dir: str = '/tmp', rdma_device: str = '', lease_ttl_s: float = 30.0, pull_timeout_s: float = 20.0) -> None: ...
+    def __init__(self, *, layer_addresses: Sequence[int], block_size: int, num_blocks: int, num_planes: int, num_kv_heads: int, bytes_per_head: int, key: bytes, serves: bool, transports: Sequence[str] = (), host: str = '127.0.0.1', port: int = 0, socket_dir: str = '/tmp', rdma_device: str = '', lease_ttl_s: float = 30.0, pull_timeout_s: float = 20.0, cuda_device: int = -1) -> None: ...
 
 class Engine:
     """

@@ -14,8 +14,6 @@ def open_kv_transfer(
     """`kv_caches`: per layer [num_kv_blocks + 1, 2, num_kv_heads, block_size, D], which must
     outlive the core. Raises ConfigError, or EngineUnavailable where no transport can listen."""
     first = kv_caches[0]
-    if first.device.type != "cpu":
-        raise ConfigError("role", f"{config.role}: KV can be moved on device='cpu' only")
     if not all(cache.is_contiguous() and cache.shape == first.shape for cache in kv_caches):
         raise ConfigError("role", f"{config.role}: this model's KV cache cannot be moved")
     num_blocks, num_planes, num_kv_heads, block_size, head_dim = first.shape
@@ -34,6 +32,7 @@ def open_kv_transfer(
             port=config.port,
             lease_ttl_s=config.lease_ttl_s,
             pull_timeout_s=config.pull_timeout_s,
+            cuda_device=first.device.index if first.device.type == "cuda" else -1,
         )
     except ValueError as error:
         raise ConfigError("kv_transfer", str(error)) from None

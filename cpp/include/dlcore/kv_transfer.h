@@ -15,6 +15,7 @@ namespace dlcore {
 // has the roles.
 struct KvTransferOptions {
   KvLayout layout;                      // of the engine's own pool
+  int32_t cuda_device = -1;             // the GPU the pool lies on, -1 = host memory
   bool serves = false;                  // a prefill node: listens, and puts KV under leases
   std::vector<std::string> transports;  // names, fastest first; empty = all that work here
   std::string key;                      // the deployment's secret, at least 16 bytes
