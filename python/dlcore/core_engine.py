@@ -19,6 +19,10 @@ Int32Array = npt.NDArray[np.int32]
 CoreRow = tuple[int, list[int], int, int, int]
 
 
+# lease id, epoch, number of tokens whose KV it holds
+KvLeaseTuple = tuple[int, int, int]
+
+
 class CoreOutputBatch(Protocol):
     """One row per sequence that got something; see `_core.OutputBatch`."""
 
@@ -26,6 +30,7 @@ class CoreOutputBatch(Protocol):
     def logprobs(self, i: int) -> Sequence[CoreLogprobs]: ...
     def prompt_logprobs(self, i: int) -> Sequence[CoreLogprobs]: ...
     def error(self, i: int) -> str: ...
+    def kv_lease(self, i: int) -> KvLeaseTuple | None: ...
 
 
 class CoreEngine(Protocol):
@@ -40,6 +45,8 @@ class CoreEngine(Protocol):
         priority: int = 0,
         cache_salt: bytes = b"",
         resume_token_ids: Int32Array | None = None,
+        kv_source: Any = None,
+        hold_kv: bool = False,
     ) -> None: ...
     def abort(self, request_ids: Sequence[int]) -> None: ...
     def poll(self, timeout_s: float) -> CoreOutputBatch | None: ...

@@ -8,6 +8,7 @@ from dlcore import _core
 from dlcore.config import EngineConfig
 from dlcore.core_request import RequestLimits
 from dlcore.engine_session import EngineSession, ServedModel
+from dlcore.kv_link import LocalKvLink
 from dlcore.kv_peer import KvPeer
 from dlcore.model_folder import find_model_folder
 from dlcore.runner import LoadedEngine, build_engine, choose_device
@@ -23,7 +24,7 @@ def open_session(config: EngineConfig) -> EngineSession:
         _served_model(loaded),
         _core.SamplingParams,
         keep_alive=loaded,
-        kv_peer=KvPeer(loaded.core, kv) if kv is not None else None,
+        kv_peer=KvPeer(LocalKvLink(loaded.core), kv) if kv is not None else None,
     )
     loaded.core.start()
     return session

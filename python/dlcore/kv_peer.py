@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from dlcore import _core
 from dlcore.config import KvTransferConfig
+from dlcore.kv_link import KvLink, NamedLease
 from dlcore.kv_ticket import KvTicket, TicketError, open_ticket, prompt_hash, sign_ticket
 from dlcore.outputs import CompletionOutput, KvLease
 
 logger = logging.getLogger("dlcore.kv")
 
+RELEASE_TIMEOUT_S = 5.0
+
 
 class KvPeer:
-    """Thread safety: that of the core."""
+    """Thread safety: that of the link."""
 
-    def __init__(self, core: _core.Engine, config: KvTransferConfig) -> None:
-        self._core = core
+    def __init__(self, link: KvLink, config: KvTransferConfig) -> None:
+        self._link = link
         self._config = config
-        self._endpoints = tuple(core.kv_endpoints())
 
     @property
     def role(self) -> str:
@@ -31,7 +33,7 @@ class KvPeer:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """Where this node's leases are read; empty on a decode node."""
-        return self._endpoints
+        return self._link.endpoints
 
     def take_lease(self, batch: Any, row: int, delta: CompletionOutput) -> KvLease | None:
         """The lease a request's last row (of a _core.OutputBatch) names. One whose answer a stop
@@ -42,7 +44,7 @@ class KvPeer:
         lease = KvLease(*named)
         if delta.finish_reason == "length":
             return lease
-        self._core.release_kv_lease(lease.lease_id, lease.epoch)
+        self._link.release(lease.lease_id, lease.epoch)
         return None
 
     def ticket(
@@ -50,7 +52,7 @@ class KvPeer:
     ) -> str:
         """The signed name of a lease of this node."""
         ticket = KvTicket(
-            endpoints=self._endpoints,
+            endpoints=self.endpoints,
             lease_id=lease.lease_id,
             epoch=lease.epoch,
             num_tokens=lease.num_tokens,
@@ -60,9 +62,7 @@ class KvPeer:
         )
         return sign_ticket(ticket, self._config.key)
 
-    def source(
-        self, text: str, prompt_token_ids: Sequence[int], cache_salt: str
-    ) -> _core.KvSource | None:
+    def source(self, text: str, prompt_token_ids: Sequence[int], cache_salt: str) -> Any:
         """What the core pulls from; None where the prompt is better computed here (said in the
         log). Raises TicketError for a ticket that is forged or for another prompt."""
         ticket = open_ticket(text, self._config.key)
@@ -71,18 +71,21 @@ class KvPeer:
         if ticket.expired:
             logger.warning("a ticket expired before it was used; computing the prompt here")
             return None
-        try:
-            endpoint = self._core.choose_kv_endpoint(list(ticket.endpoints))
-        except _core.EngineUnavailable as error:
-            logger.warning("computing a prompt here: %s", error)
-            return None
-        return _core.KvSource(
-            leases=[(endpoint, ticket.lease_id, ticket.epoch)],
-            num_tokens=ticket.num_tokens,
-            recompute_on_failure=self._config.recompute_on_failure,
+        return self._link.source(
+            NamedLease(
+                endpoints=ticket.endpoints,
+                lease_id=ticket.lease_id,
+                epoch=ticket.epoch,
+                num_tokens=ticket.num_tokens,
+                recompute_on_failure=self._config.recompute_on_failure,
+            )
         )
 
-    def release(self, text: str) -> bool:
-        """Ends the ticket's lease, one of this node's. False when it had ended. TicketError."""
+    async def release(self, text: str) -> bool:
+        """Ends the ticket's lease, one of this node's. False when it had ended.
+
+        Raises TicketError, and TimeoutError when the engine does not answer.
+        """
         ticket = open_ticket(text, self._config.key)
-        return self._core.release_kv_lease(ticket.lease_id, ticket.epoch)
+        answer = self._link.release(ticket.lease_id, ticket.epoch)
+        return await asyncio.wait_for(asyncio.wrap_future(answer), RELEASE_TIMEOUT_S)

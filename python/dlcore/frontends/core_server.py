@@ -21,6 +21,8 @@ from dlcore.frontends.messages import (
     Abort,
     Outputs,
     Rejected,
+    Released,
+    ReleaseLease,
     Snapshot,
     Stats,
     Submit,
@@ -29,6 +31,7 @@ from dlcore.frontends.messages import (
     worker_of,
 )
 from dlcore.frontends.remote_rules import ForgottenError, RuledSubmits
+from dlcore.kv_link import KvLink
 from dlcore.structured.rules import RequestRules
 
 STATS_INTERVAL_S = 0.25
@@ -39,14 +42,20 @@ class CoreServer:
     """Two threads: one takes requests, one hands out outputs and counters.
 
     A socket belongs to one thread: what the request thread has to say to a front end goes
-    through `_rejected`.
+    through `_replies`.
     """
 
     def __init__(
-        self, core: CoreEngine, num_workers: int, rules: RequestRules | None = None
+        self,
+        core: CoreEngine,
+        num_workers: int,
+        rules: RequestRules | None = None,
+        kv_link: KvLink | None = None,
     ) -> None:
-        """`rules` is this object's to close; without it no request may be constrained."""
+        """`rules` is this object's to close; without it no request may be constrained. `kv_link`:
+        where the core gives or takes KV."""
         self._core = core
+        self._kv_link = kv_link
         self._ruled = None if rules is None else RuledSubmits(rules, self._submit)
         self._owner = EndpointOwner()
         self.endpoint = self._owner.endpoint
@@ -57,8 +66,9 @@ class CoreServer:
             for worker in range(num_workers)
         ]
         self._snapshots: dict[int, dict[str, float]] = {}
-        self._rejected: list[Rejected] = []
+        self._replies: list[Rejected | Released] = []
         self._with_logprobs: set[int] = set()
+        self._holding: set[int] = set()  # whose KV stays when they end
         self._live: set[int] = set()
         self._stopping = threading.Event()
         self._threads = [
@@ -103,11 +113,15 @@ class CoreServer:
                     self._abort(ids)
                 case Snapshot(worker=worker, metrics=metrics):
                     self._snapshots[worker] = metrics
+                case ReleaseLease():
+                    self._release(message)
 
     def _accept(self, message: Submit) -> None:
         params = message.params
         if params.get("logprobs", -1) >= 0 or params.get("prompt_logprobs", -1) >= 0:
             self._with_logprobs.add(message.id)
+        if message.hold_kv:
+            self._holding.add(message.id)
         self._live.add(message.id)
         if message.structured is None:
             self._submit(message, dict)
@@ -126,6 +140,7 @@ class CoreServer:
                 priority=message.priority,
                 cache_salt=message.cache_salt,
                 resume_token_ids=resume if len(resume) else None,
+                **self._kv_options(message),
                 **options(),
             )
         except ForgottenError:
@@ -137,6 +152,22 @@ class CoreServer:
         except _core.EngineUnavailable as error:
             self._reject(message.id, "unavailable", str(error))
 
+    def _kv_options(self, message: Submit) -> dict[str, Any]:
+        """Raises ValueError where the core has no part in it."""
+        if message.kv_source is None and not message.hold_kv:
+            return {}
+        if self._kv_link is None:
+            raise ValueError("kv_transfer_params: this engine has no part in it")
+        wanted = message.kv_source
+        source = self._kv_link.source(wanted) if wanted is not None else None
+        return {"kv_source": source, "hold_kv": message.hold_kv}
+
+    def _release(self, message: ReleaseLease) -> None:
+        was_live = False
+        if self._kv_link is not None:
+            was_live = self._kv_link.release(message.lease_id, message.epoch).result()
+        self._replies.append(Released(message.id, was_live))
+
     def _abort(self, core_ids: list[int]) -> None:
         if self._ruled is not None:
             self._ruled.forget(core_ids)
@@ -144,20 +175,20 @@ class CoreServer:
 
     def _reject(self, core_id: int, kind: str, message: str) -> None:
         self._ended(core_id)
-        self._rejected.append(Rejected(core_id, kind, message))
+        self._replies.append(Rejected(core_id, kind, message))
 
     # ---- outputs
 
     def _hand_out(self) -> None:
         next_stats = 0.0
         while not self._stopping.is_set():
-            # Short while something was refused: its client waits for the word.
-            batch = self._core.poll(POLL_MS / 1000 if not self._rejected else 0.0)
+            # Short while something is to be said: its client waits for the word.
+            batch = self._core.poll(POLL_MS / 1000 if not self._replies else 0.0)
             if batch is not None:
                 self._send_rows(batch)
-            while self._rejected:
-                rejected = self._rejected.pop(0)
-                self._send(worker_of(rejected.id), encode(rejected))
+            while self._replies:
+                reply = self._replies.pop(0)
+                self._send(worker_of(reply.id), encode(reply))
             now = time.monotonic()
             if now >= next_stats:
                 next_stats = now + STATS_INTERVAL_S
@@ -183,6 +214,8 @@ class CoreServer:
                 prompt = batch.prompt_logprobs(i)
                 if prompt:
                     message.prompt_logprobs[len(message.rows)] = list(prompt)
+            if core_id in self._holding and (lease := batch.kv_lease(i)) is not None:
+                message.kv_leases[len(message.rows)] = lease
             if finish:
                 self._ended(core_id)
             if finish == FINISH_ERROR:
@@ -194,5 +227,6 @@ class CoreServer:
     def _ended(self, core_id: int) -> None:
         self._live.discard(core_id)
         self._with_logprobs.discard(core_id)
+        self._holding.discard(core_id)
         if self._ruled is not None:
             self._ruled.ended(core_id)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 import zmq
 
 from dlcore.completion_state import FINISH_ERROR
-from dlcore.core_engine import CoreRow, Int32Array
+from dlcore.core_engine import CoreRow, Int32Array, KvLeaseTuple
 from dlcore.frontends.endpoint import Context, Endpoint, connect
 from dlcore.frontends.messages import (
     ID_BITS,
@@ -23,6 +25,8 @@ from dlcore.frontends.messages import (
     Logprobs,
     Outputs,
     Rejected,
+    Released,
+    ReleaseLease,
     Snapshot,
     Stats,
     Submit,
@@ -31,6 +35,7 @@ from dlcore.frontends.messages import (
     encode,
     id_prefix,
 )
+from dlcore.kv_link import NamedLease
 
 POLL_MS = 50
 
@@ -53,6 +58,7 @@ class RemoteBatch:
         self._logprobs: dict[int, list[Logprobs]] = {}
         self._prompt_logprobs: dict[int, list[Logprobs]] = {}
         self._errors: dict[int, str] = {}
+        self._kv_leases: dict[int, KvLeaseTuple] = {}
         for message in messages:
             self._add(message)
 
@@ -68,6 +74,9 @@ class RemoteBatch:
     def error(self, i: int) -> str:
         return self._errors.get(i, "")
 
+    def kv_lease(self, i: int) -> KvLeaseTuple | None:
+        return self._kv_leases.get(i)
+
     def _add(self, message: Outputs | Rejected) -> None:
         start = len(self._rows)
         if isinstance(message, Rejected):
@@ -82,6 +91,7 @@ class RemoteBatch:
         ):
             mine.update({start + i: value for i, value in theirs.items()})
         self._errors.update({start + i: text for i, text in message.errors.items()})
+        self._kv_leases.update({start + i: lease for i, lease in message.kv_leases.items()})
 
     def _local_id(self, core_id: int) -> int:
         """The front end's own number; 0, which is nobody's, for a predecessor's request."""
@@ -99,6 +109,8 @@ class RemoteCore:
         self._requests = connect(self._context, zmq.PUSH, endpoint.requests, key)
         self._socket = connect(self._context, zmq.PULL, endpoint.outputs(worker), key)
         self._received: deque[Outputs | Rejected] = deque()
+        self._releases: dict[int, Future[bool]] = {}
+        self._next_release = itertools.count(1)
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._readable = select.poll()
         self._readable.register(self._event_fd, select.POLLIN)
@@ -123,6 +135,8 @@ class RemoteCore:
         cache_salt: bytes = b"",
         structured: dict[str, Any] | None = None,
         resume_token_ids: Int32Array | None = None,
+        kv_source: NamedLease | None = None,
+        hold_kv: bool = False,
     ) -> None:
         """Never raises: what the core refuses comes back as a row that says so."""
         self._send(
@@ -134,11 +148,20 @@ class RemoteCore:
                 cache_salt,
                 structured,
                 b"" if resume_token_ids is None else resume_token_ids.tobytes(),
+                kv_source,
+                hold_kv,
             )
         )
 
     def abort(self, request_ids: Sequence[int]) -> None:
         self._send(Abort([self._global_id(i) for i in request_ids]))
+
+    def release_kv_lease(self, lease_id: int, epoch: int) -> Future[bool]:
+        """False when it had ended. Without an answer while the engine process has none."""
+        number = self._global_id(next(self._next_release))
+        answer = self._releases[number] = Future()
+        self._send(ReleaseLease(number, lease_id, epoch))
+        return answer
 
     def publish(self, metrics: dict[str, float]) -> None:
         """Sends this front end's metrics for the others' pages."""
@@ -191,6 +214,11 @@ class RemoteCore:
                 self._stats = message.core
                 self.snapshots = message.snapshots
                 self._first_stats.set()
+            elif isinstance(message, Released):
+                # None: asked by this process's predecessor.
+                answer = self._releases.pop(message.id, None)
+                if answer is not None and answer.set_running_or_notify_cancel():
+                    answer.set_result(message.was_live)
             else:
                 self._received.append(message)
                 os.eventfd_write(self._event_fd, 1)

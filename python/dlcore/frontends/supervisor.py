@@ -16,7 +16,9 @@ from dlcore.config import EngineConfig
 from dlcore.engine_factory import tokenizer_folder
 from dlcore.frontends.core_server import CoreServer
 from dlcore.frontends.messages import MAX_WORKERS
+from dlcore.frontends.remote_kv import KvFacts
 from dlcore.frontends.worker import READY, ModelFacts, WorkerConfig
+from dlcore.kv_link import LocalKvLink
 from dlcore.runner import LoadedEngine, build_engine
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import bind_or_explain, checked_keys
@@ -69,8 +71,11 @@ class Supervisor:
         self._engine = engine
         self._config = config
         self._port = port
-        self._server = CoreServer(engine.core, config.frontends, _rules(engine))
+        kv = engine.config.kv_transfer
+        link = LocalKvLink(engine.core) if kv is not None else None
+        self._server = CoreServer(engine.core, config.frontends, _rules(engine), link)
         self._facts = _facts(engine)
+        self._kv = KvFacts.of(kv, link.endpoints) if kv is not None and link is not None else None
         self._signals = 0
         self._signalled = threading.Event()
 
@@ -143,6 +148,7 @@ class Supervisor:
             port=self._port,
             serve=asdict(config),
             model=self._facts,
+            kv=self._kv,
         )
 
 

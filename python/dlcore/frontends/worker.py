@@ -20,6 +20,7 @@ from dlcore.engine_session import EngineSession, ServedModel, rules_of
 from dlcore.frontends.endpoint import Endpoint
 from dlcore.frontends.metrics import share_metrics
 from dlcore.frontends.remote_core import RemoteCore, RemoteParams
+from dlcore.frontends.remote_kv import KvFacts, remote_kv_peer
 from dlcore.frontends.remote_rules import RemoteRules
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
@@ -54,6 +55,7 @@ class WorkerConfig(msgspec.Struct):
     port: int
     serve: dict[str, Any]  # ServeConfig by field
     model: ModelFacts
+    kv: KvFacts | None = None
 
 
 def served_model(facts: ModelFacts) -> ServedModel:
@@ -92,7 +94,13 @@ def main() -> int:
         sys.stderr.write("error: the engine process does not answer\n")
         return 1
     model = served_model(config.model)
-    session = EngineSession(core, model, RemoteParams, rules=RemoteRules(rules_of(model)))
+    session = EngineSession(
+        core,
+        model,
+        RemoteParams,
+        rules=RemoteRules(rules_of(model)),
+        kv_peer=remote_kv_peer(core, config.kv) if config.kv is not None else None,
+    )
 
     async def make_engine() -> EngineClient:
         return AsyncLLM(session=session)

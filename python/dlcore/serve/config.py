@@ -122,8 +122,6 @@ class ServeConfig:
             raise ConfigError("role", f"must be one of {', '.join(ROLES)}; got {self.role!r}")
         if self.role != "hybrid" and self.kv_key_file is None:
             raise ConfigError("kv_key_file", f"is needed with role {self.role}, alike on all nodes")
-        if self.role != "hybrid" and self.frontends > 1:
-            raise ConfigError("frontends", f"must be 1 with role {self.role}")
         if self.heartbeat_interval_s <= 0:
             raise ConfigError("heartbeat_interval_s", "must be positive")
         if self.ctrl is not None and self.advertise_url is None and self.host in ANY_HOST:

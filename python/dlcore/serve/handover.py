@@ -87,6 +87,6 @@ class HandoverEndpoint:
         if peer is None or peer.role != "prefill":
             raise bad_request("ticket: this node grants none (--role prefill)", "ticket")
         try:
-            return json_response(FreeResponse(released=peer.release(body.ticket)))
+            return json_response(FreeResponse(released=await peer.release(body.ticket)))
         except TicketError as error:
             raise _refused(error) from None
