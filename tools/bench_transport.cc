@@ -116,7 +116,7 @@ double Migrate(KvMigrator* migrator, const Invitation& invitation, int32_t token
   request.sources = {{invitation.endpoint, lease}};
   request.local_blocks = PairedBlocks(tokens / 16);
   request.num_tokens = tokens;
-  request.deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+  request.timeout = std::chrono::minutes(2);
   const auto start = std::chrono::steady_clock::now();
   migrator->Post(std::move(request));
   std::vector<MigrationEvent> events;

@@ -42,8 +42,8 @@ using StatsDict = nb::typed<nb::dict, nb::str, nb::float_>;
 std::string QueueTimeKey(size_t bucket) {
   Text key;
   key << "queue_time_le_";
-  if (bucket < QueueTime::kBounds.size()) {
-    key << QueueTime::kBounds[bucket];
+  if (bucket < TimeHistogram::kBounds.size()) {
+    key << TimeHistogram::kBounds[bucket];
   } else {
     key << "inf";
   }

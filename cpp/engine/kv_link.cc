@@ -148,9 +148,8 @@ void KvLink::TakeReturned(Scheduler* scheduler) {
 void KvLink::Post(Scheduler* scheduler, OutputBatch* batch) {
   scheduler->TakeKvWork(&work_);
   if (work_.empty()) return;
-  const TimePoint deadline = std::chrono::steady_clock::now() + options_.pull_timeout;
   for (MigrationRequest& pull : work_.pulls) {
-    pull.deadline = deadline;
+    pull.timeout = options_.pull_timeout;
     migrator_->Post(std::move(pull));
   }
   for (const RequestId id : work_.aborts) migrator_->Abort(id);

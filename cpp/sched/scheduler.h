@@ -10,7 +10,7 @@
 
 #include "dlcore/options.h"
 #include "dlcore/output.h"
-#include "dlcore/queue_time.h"
+#include "dlcore/time_histogram.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
 #include "dlcore/transport.h"
@@ -41,7 +41,7 @@ struct HeldKv {
 
 // What the scheduler asks of whoever moves KV between nodes.
 struct KvWork {
-  std::vector<MigrationRequest> pulls;                 // deadlines are the receiver's to set
+  std::vector<MigrationRequest> pulls;                 // timeouts are the receiver's to set
   std::vector<RequestId> aborts;                       // of pulls; each still ends in an event
   std::vector<std::vector<MigrationSource>> releases;  // remote leases nobody will read
   std::vector<HeldKv> held;                            // to be put under leases
@@ -64,7 +64,7 @@ struct SchedulerStats {
   uint64_t num_prefix_queries = 0;  // prompt tokens looked up
   uint64_t num_prefix_hits = 0;     // prompt tokens found
   uint64_t num_finished = 0;
-  QueueTime queue_time;  // from Submit to the first plan
+  TimeHistogram queue_time;  // from Submit to the first plan
   int32_t num_migrating = 0;
   int32_t num_held = 0;  // finished requests whose KV waits for a reader
   uint64_t num_migrations = 0;

@@ -16,6 +16,8 @@ KvMigration::KvMigration(uint64_t serial, MigrationRequest request, const KvLayo
       SourceRanks(layout_, static_cast<int32_t>(request_.sources.size()));
   for (size_t i = 0; i < sources_.size(); ++i) {
     sources_[i].needed = std::binary_search(ranks.begin(), ranks.end(), static_cast<int32_t>(i));
+    sources_[i].round_end = request_.first_token;
+    sources_[i].next_layer = num_layers();
   }
   if (sources_.empty()) status_ = Status::InvalidArgument("sources: a migration needs one");
   if (request_.local_blocks.size() != layout_.groups.size()) {
@@ -27,11 +29,35 @@ void KvMigration::Fail(Status status) {
   if (status_.ok()) status_ = std::move(status);
 }
 
+void KvMigration::Abort() {
+  aborted_ = status_.ok();
+  Fail(Status::Unavailable("aborted"));
+}
+
+bool KvMigration::Finished(const Source& source) const {
+  if (!source.needed) return true;
+  return source.round_end >= request_.num_tokens && source.next_layer == num_layers();
+}
+
 bool KvMigration::done() const {
   return std::all_of(sources_.begin(), sources_.end(), [&](const Source& source) {
     if (source.in_flight > 0 || source.opening) return false;
-    return !status_.ok() || !source.needed || source.next_layer == num_layers();
+    return !status_.ok() || Finished(source);
   });
+}
+
+bool KvMigration::Written(const Source& source) const {
+  return source.lease.done.layers == num_layers() || ReadyTokens(source) >= request_.num_tokens;
+}
+
+int32_t KvMigration::ReadyTokens(const Source& source) const {
+  const int32_t tokens = source.lease.done.tokens;
+  if (tokens == source.lease.num_tokens) return request_.num_tokens;
+  int32_t ready = tokens;
+  for (const KvGroup& group : source.lease.layout.groups) {
+    ready = std::min(ready, tokens / group.block_size * group.block_size);
+  }
+  return std::min(ready, request_.num_tokens);
 }
 
 std::vector<MigrationStep> KvMigration::TakeSteps() {
@@ -40,24 +66,62 @@ std::vector<MigrationStep> KvMigration::TakeSteps() {
     Source& source = sources_[i];
     if (!source.needed) continue;
     TakeReads(i, &steps);
-    const bool waits = !source.planned || source.layers_done < num_layers();
-    if (waits && !source.opening) {
-      source.opening = true;
-      steps.push_back({MigrationStep::Kind::kOpenLease, i, source.layers_done + 1, {}});
-    }
+    if (source.opening || !status_.ok() || Finished(source)) continue;
+    if (source.planned && Written(source)) continue;
+    source.opening = true;
+    MigrationStep open{MigrationStep::Kind::kOpenLease, i, {}, 0, {}};
+    // The first answer comes at once, so that the rest can be prepared.
+    const LeaseProgress done = source.lease.done;
+    if (source.planned) open.at_least = {done.tokens + 1, done.layers + 1};
+    steps.push_back(std::move(open));
   }
   return steps;
 }
 
 void KvMigration::TakeReads(size_t index, std::vector<MigrationStep>* out) {
   Source& source = sources_[index];
-  while (source.next_layer < source.layers_done && source.in_flight < layers_in_flight_) {
+  const bool early = !Written(source);
+  while (source.in_flight < layers_in_flight_ && HasLayer(index)) {
     const int32_t layer = source.next_layer++;
     std::vector<ReadRange> ranges = LayerRanges(source, layer);
     if (ranges.empty()) continue;  // another rank serves this group
+    for (const ReadRange& range : ranges) {
+      bytes_ += range.length;
+      if (early) early_bytes_ += range.length;
+    }
     ++source.in_flight;
-    out->push_back({MigrationStep::Kind::kRead, index, layer, std::move(ranges)});
+    out->push_back({MigrationStep::Kind::kRead, index, {}, layer, std::move(ranges)});
   }
+}
+
+bool KvMigration::HasLayer(size_t index) {
+  Source& source = sources_[index];
+  if (!source.planned) return false;
+  if (source.next_layer == num_layers()) {
+    const int32_t ready = ReadyTokens(source);
+    const bool by_layers = ready <= source.round_end && source.lease.done.layers > 0;
+    const int32_t end = by_layers ? request_.num_tokens : ready;
+    if (end <= source.round_end) return false;
+    if (Status s = PlanRound(&source, end); !s.ok()) {
+      Fail(std::move(s));
+      return false;
+    }
+  }
+  const bool all = ReadyTokens(source) >= source.round_end;
+  return source.next_layer < (all ? num_layers() : source.lease.done.layers);
+}
+
+Status KvMigration::PlanRound(Source* source, int32_t end) {
+  source->plans.resize(layout_.groups.size());
+  for (size_t g = 0; g < source->plans.size(); ++g) {
+    const CopySpec spec{static_cast<int32_t>(g), source->lease.blocks[g], request_.local_blocks[g],
+                        source->round_end, end - source->round_end};
+    const Status s = BuildCopyPlan(source->lease.layout, layout_, spec, &source->plans[g]);
+    if (!s.ok()) return s;
+  }
+  source->round_end = end;
+  source->next_layer = 0;
+  return Status::Ok();
 }
 
 std::vector<ReadRange> KvMigration::LayerRanges(const Source& source, int32_t layer) const {
@@ -79,10 +143,13 @@ void KvMigration::OnEvent(size_t index, TransportEvent event) {
   }
   if (!event.status.ok()) return Fail(std::move(event.status));
   if (!opened || !status_.ok()) return;
-  if (!source.planned) {
-    if (Status s = Plan(index, event.lease); !s.ok()) return Fail(std::move(s));
+  if (source.planned) {
+    source.lease.done = event.lease.done;
+    return;
   }
-  source.layers_done = event.lease.layers_done;
+  if (Status s = CheckInfo(index, event.lease); !s.ok()) return Fail(std::move(s));
+  source.lease = std::move(event.lease);
+  source.planned = true;
 }
 
 Status KvMigration::CheckInfo(size_t index, const LeaseInfo& info) const {
@@ -99,22 +166,6 @@ Status KvMigration::CheckInfo(size_t index, const LeaseInfo& info) const {
       layout_.layers.end(), [](const KvLayer& a, const KvLayer& b) { return a.group == b.group; });
   if (!same_model || info.layout.groups.size() != layout_.groups.size()) {
     return Status::InvalidArgument("the owner's cache groups or layers differ: another model?");
-  }
-  return Status::Ok();
-}
-
-Status KvMigration::Plan(size_t index, const LeaseInfo& info) {
-  if (Status s = CheckInfo(index, info); !s.ok()) return s;
-  Source& source = sources_[index];
-  source.plans.resize(layout_.groups.size());
-  for (size_t g = 0; g < source.plans.size(); ++g) {
-    const CopySpec spec{static_cast<int32_t>(g), info.blocks[g], request_.local_blocks[g],
-                        request_.first_token, request_.num_tokens - request_.first_token};
-    if (Status s = BuildCopyPlan(info.layout, layout_, spec, &source.plans[g]); !s.ok()) return s;
-  }
-  source.planned = true;
-  for (const KvLayer& layer : layout_.layers) {
-    for (const CopyRange& r : source.plans[static_cast<size_t>(layer.group)]) bytes_ += r.length;
   }
   return Status::Ok();
 }

@@ -100,7 +100,7 @@ void KvMigrator::AbortNow(RequestId id) {
     KvMigration* migration = (it++)->second.get();
     if (migration->request().id != id) continue;
     ReleaseAll(migration->request().sources);
-    migration->Fail(Status::Unavailable("aborted"));
+    migration->Abort();
     Advance(migration);
   }
 }
@@ -120,11 +120,12 @@ void KvMigrator::Advance(KvMigration* migration) {
       continue;
     }
     const uint64_t tag = next_tag_++;
+    const TimePoint deadline = std::chrono::steady_clock::now() + request.timeout;
     peer->targets[tag] = {migration->serial(), step.source};
     if (step.kind == MigrationStep::Kind::kRead) {
-      peer->client->Read(tag, source.lease, step.layer, std::move(step.ranges), request.deadline);
+      peer->client->Read(tag, source.lease, step.layer, std::move(step.ranges), deadline);
     } else {
-      peer->client->OpenLease(tag, source.lease, step.layer, request.deadline);
+      peer->client->OpenLease(tag, source.lease, step.at_least, deadline);
     }
   }
   if (!migration->status().ok()) CancelReads(migration->serial());
@@ -144,11 +145,31 @@ void KvMigrator::Finish(const KvMigration& migration) {
   if (migration.status().ok() && request.release_when_done) ReleaseAll(request.sources);
   {
     const std::lock_guard lock(mutex_);
+    Count(migration);
     completed_.push_back(
         {request.id, migration.status(), migration.status().ok() ? migration.bytes() : 0});
   }
   migrations_.erase(migration.serial());
   if (options_.on_event) options_.on_event();
+}
+
+// REQUIRES: mutex_ is held
+void KvMigrator::Count(const KvMigration& migration) {
+  counters_.bytes += migration.bytes();
+  counters_.early_bytes += migration.early_bytes();
+  if (migration.aborted()) {
+    ++counters_.aborted;
+  } else if (!migration.status().ok()) {
+    ++counters_.failed;
+  } else {
+    ++counters_.completed;
+    counters_.seconds.Observe(migration.age());
+  }
+}
+
+MigrationCounters KvMigrator::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
 }
 
 void KvMigrator::ReleaseAll(const std::vector<MigrationSource>& sources) {

@@ -10,11 +10,22 @@
 #include <thread>
 #include <vector>
 
+#include "dlcore/time_histogram.h"
 #include "dlcore/transport.h"
 #include "dlcore/types.h"
 #include "transport/kv_migration.h"
 
 namespace dlcore {
+
+// Since the migrator was made.
+struct MigrationCounters {
+  uint64_t completed = 0;
+  uint64_t failed = 0;
+  uint64_t aborted = 0;
+  uint64_t bytes = 0;        // asked for by migrations that have ended
+  uint64_t early_bytes = 0;  // of them, before the owner had written all
+  TimeHistogram seconds;     // from Post to the end of completed ones
+};
 
 // Pulls leased KV into local blocks, layer by layer, starting while the owner
 // still computes. Connecting, planning and copying happen on its own threads;
@@ -47,6 +58,8 @@ class KvMigrator {
   void Release(std::vector<MigrationSource> sources);
   // Appends what ended since the last call.
   void PollCompleted(std::vector<MigrationEvent>* out);
+  // Any thread.
+  [[nodiscard]] MigrationCounters counters() const;
 
  private:
   // Where an event of a client belongs.
@@ -68,6 +81,7 @@ class KvMigrator {
   // Carries out what the migration wants next, or ends it.
   void Advance(KvMigration* migration);
   void Finish(const KvMigration& migration);
+  void Count(const KvMigration& migration);
   void CancelReads(uint64_t serial);
   void ReleaseAll(const std::vector<MigrationSource>& sources);
   void CloseIdlePeers();
@@ -75,12 +89,13 @@ class KvMigrator {
 
   const Options options_;
 
-  std::mutex mutex_;  // guards what follows, up to stopping_
+  mutable std::mutex mutex_;  // guards what follows, up to stopping_
   std::condition_variable changed_;
   std::vector<MigrationRequest> posted_;
   std::vector<RequestId> aborted_;
   std::vector<std::vector<MigrationSource>> released_;
   std::vector<MigrationEvent> completed_;
+  MigrationCounters counters_;
   bool signalled_ = false;
   bool stopping_ = false;
 

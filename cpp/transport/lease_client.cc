@@ -53,11 +53,12 @@ void LeaseClient::Post(Command command) {
   wake_.Signal();
 }
 
-void LeaseClient::OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers, TimePoint deadline) {
+void LeaseClient::OpenLease(uint64_t tag, LeaseRef lease, LeaseProgress at_least,
+                            TimePoint deadline) {
   auto operation = std::make_unique<Operation>();
   operation->tag = tag;
   operation->lease = lease;
-  operation->layer = min_layers;
+  operation->at_least = at_least;
   operation->deadline = Bounded(deadline);
   Post(std::move(operation));
 }
@@ -231,10 +232,9 @@ Status LeaseClient::SendAll() {
 
 void LeaseClient::SendOpen(Operation* operation) {
   const uint64_t request = next_request_++;
-  const uint32_t min_layers = static_cast<uint32_t>(std::max(operation->layer, 0));
-  socket_->Queue(
-      FrameType::kOpenLease, request,
-      Encode(OpenLeaseMessage{operation->lease, min_layers, TimeoutMs(operation->deadline)}));
+  socket_->Queue(FrameType::kOpenLease, request,
+                 Encode(OpenLeaseMessage{operation->lease, operation->at_least,
+                                         TimeoutMs(operation->deadline)}));
   operation->opened = true;
   operation->in_flight = 1;
   pieces_[request] = {operation, 0, {}, operation->deadline};

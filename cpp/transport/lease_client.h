@@ -36,7 +36,7 @@ class LeaseClient final : public TransportClient {
   LeaseClient(ClientSpec spec, TransportClientOptions options);
   ~LeaseClient() override;
 
-  void OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers, TimePoint deadline) override;
+  void OpenLease(uint64_t tag, LeaseRef lease, LeaseProgress at_least, TimePoint deadline) override;
   void Read(uint64_t tag, LeaseRef lease, int32_t layer, std::vector<ReadRange> ranges,
             TimePoint deadline) override;
   void Cancel(uint64_t tag) override;
@@ -50,7 +50,8 @@ class LeaseClient final : public TransportClient {
     uint64_t tag = 0;
     bool is_read = false;
     LeaseRef lease;
-    int32_t layer = 0;  // of a read; min_layers of an open
+    int32_t layer = 0;       // of a read
+    LeaseProgress at_least;  // of an open
     TimePoint deadline;
     std::vector<ReadRange> ranges;
     size_t next_range = 0;   // first range not wholly sent

@@ -8,9 +8,9 @@
 namespace dlcore {
 
 enum class LeaseState : uint8_t {
-  kFilling,         // the owner still writes; finished layers may be read
+  kFilling,         // the owner still writes; what is finished may be read
   kFillingReading,  // kFilling with reads in flight
-  kReady,           // all layers written
+  kReady,           // all written
   kReading,         // kReady with reads in flight
   kReleasing,       // released; the last read in flight returns the blocks
   kExpiring,        // expired; the last read in flight returns the blocks
@@ -20,7 +20,7 @@ enum class LeaseState : uint8_t {
 inline constexpr size_t kNumLeaseStates = 8;
 
 enum class LeaseAction : uint8_t {
-  kFill,       // the last layer was written
+  kFill,       // the last layer, or the last token, was written
   kFirstRead,  // a read begins and none is in flight
   kLastRead,   // the only read in flight ends
   kRelease,    // the reader's ack, or an abort by either side
@@ -54,6 +54,10 @@ inline constexpr size_t kNumLeaseActions = 5;
 
 [[nodiscard]] constexpr bool IsReading(LeaseState state) {
   return state == LeaseState::kFillingReading || state == LeaseState::kReading;
+}
+
+[[nodiscard]] constexpr bool IsFilling(LeaseState state) {
+  return state == LeaseState::kFilling || state == LeaseState::kFillingReading;
 }
 
 [[nodiscard]] constexpr std::string_view Name(LeaseState state) {

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <mutex>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "dlcore/status.h"
@@ -27,6 +30,26 @@ struct LayerRange {
   uint64_t length = 0;
 };
 
+// Why a reader was turned away.
+enum class LeaseRefusal : uint8_t {
+  kKey,      // it does not hold the deployment's key
+  kUnknown,  // no lease has this id and epoch
+  kEnded,    // released or expired
+  kOutside,  // a range or layer that is not under the lease
+};
+inline constexpr size_t kNumLeaseRefusals = 4;
+
+// Since the table was made.
+struct LeaseCounters {
+  uint64_t granted = 0;
+  uint64_t released = 0;  // by the reader, or by whoever held its name
+  uint64_t aborted = 0;   // by the owner
+  uint64_t expired = 0;
+  uint64_t bytes = 0;        // read
+  uint64_t early_bytes = 0;  // of them, while the owner was still filling the lease
+  std::array<uint64_t, kNumLeaseRefusals> refused{};
+};
+
 // The blocks a prefill (or encoder) node has promised to readers, and the only
 // judge of what may be read. Blocks go back through `on_return` exactly once:
 // by release, by expiry, or after the last read in flight when either came
@@ -36,7 +59,7 @@ struct LayerRange {
 class LeaseTable {
  public:
   struct Options {
-    std::chrono::milliseconds ttl{30000};  // since creation or the last finished layer
+    std::chrono::milliseconds ttl{30000};  // since creation or the last progress
     Clock clock = &std::chrono::steady_clock::now;
     uint64_t first_epoch = 0;  // 0 = drawn at random, so no earlier process used it
   };
@@ -51,23 +74,30 @@ class LeaseTable {
   // Puts `blocks` under a new lease in state Filling. InvalidArgument when a
   // block is outside the pool or tables and groups differ in number.
   Status Create(LeaseBlocks blocks, int32_t num_tokens, LeaseRef* out);
-  // Layers [0, layers_done) are written: readers waiting for them may go on.
+  // Layers [0, layers_done) of all tokens are written: readers waiting for them
+  // may go on.
   Status MarkLayersDone(LeaseRef lease, int32_t layers_done);
-  // Ends the lease: the reader's ack, or an abort by either side. Refused when
-  // it already ended.
+  // All layers of tokens [0, tokens_done) are written.
+  Status MarkTokensDone(LeaseRef lease, int32_t tokens_done);
+  // Ends the lease: the reader's ack. Refused when it already ended.
   Status Release(LeaseRef lease);
+  // As Release, where the owner wants its blocks back.
+  Status Abort(LeaseRef lease);
   // Ends every lease past its TTL; returns how many ended.
   int32_t Expire();
 
   // ---- The reader's side of the owner's transport ----
-  // ResourceExhausted while fewer than `min_layers` layers are written.
-  Status Describe(LeaseRef lease, int32_t min_layers, LeaseInfo* out) const;
+  // ResourceExhausted while fewer tokens and fewer layers are written than
+  // `at_least` says.
+  Status Describe(LeaseRef lease, LeaseProgress at_least, LeaseInfo* out);
   // Pins the lease and turns `ranges` into addresses. PermissionDenied: ended,
   // wrong epoch, or a range not wholly inside leased blocks. ResourceExhausted:
-  // `layer` is not written yet. On OK the caller owes one EndRead.
+  // `layer` of these blocks is not written yet. On OK the caller owes one EndRead.
   Status BeginRead(LeaseRef lease, int32_t layer, std::span<const LayerRange> ranges,
                    std::vector<MemoryRange>* out);
   void EndRead(LeaseRef lease);
+  // A peer was refused before it named a lease.
+  void CountRefusal(LeaseRefusal reason);
 
   // `listener` runs after anything a waiting reader may care about.
   // Returns a token for RemoveListener.
@@ -77,6 +107,7 @@ class LeaseTable {
   [[nodiscard]] const KvLayout& layout() const { return layout_; }
   // Leases not yet Released or Expired.
   [[nodiscard]] int32_t num_live() const;
+  [[nodiscard]] LeaseCounters counters() const;
 
  private:
   struct Run {  // neighbouring blocks, ascending
@@ -87,11 +118,13 @@ class LeaseTable {
     uint64_t epoch = 0;
     LeaseState state = LeaseState::kReleased;
     int32_t num_readers = 0;
-    int32_t layers_done = 0;
     int32_t num_tokens = 0;
+    LeaseProgress done;
     TimePoint expiry;
     LeaseBlocks blocks;
-    std::vector<std::vector<Run>> runs;  // one list per group
+    std::vector<std::vector<Run>> runs;       // one list per group
+    std::vector<std::vector<Run>> done_runs;  // of blocks written in every layer
+    std::vector<size_t> done_blocks;          // how many of each table they cover
   };
   struct Returned {
     LeaseRef lease;
@@ -99,12 +132,22 @@ class LeaseTable {
   };
 
   Status Find(LeaseRef lease, size_t* index) const;
+  // As Find, for a reader: counts what it refuses.
+  Status FindForReader(LeaseRef lease, size_t* index);
+  Status Refuse(LeaseRefusal reason, std::string message);
+  Status End(LeaseRef lease, uint64_t LeaseCounters::*counter);
+  // Sets what is written, and what that makes of the lease.
+  Status Advance(size_t index, LeaseProgress done);
+  void AddDoneBlocks(Entry* entry) const;
   Status Apply(size_t index, LeaseAction action, std::vector<Returned>* returned);
   Status CheckBlocks(const LeaseBlocks& blocks) const;
   static std::vector<Run> MakeRuns(std::vector<BlockId> blocks);
+  static std::vector<Run> MergeRuns(const std::vector<Run>& a, const std::vector<Run>& b);
   [[nodiscard]] bool Covers(const std::vector<Run>& runs, uint64_t block_bytes,
                             const LayerRange& range) const;
   void Notify(std::vector<Returned> returned);
+
+  [[nodiscard]] int32_t num_layers() const { return static_cast<int32_t>(layout_.layers.size()); }
 
   const KvLayout layout_;
   const Options options_;
@@ -114,6 +157,7 @@ class LeaseTable {
   uint64_t next_epoch_;
   std::vector<Entry> entries_;  // index = LeaseRef::id
   std::vector<uint64_t> free_ids_;
+  LeaseCounters counters_;
   std::mutex listener_mutex_;  // held while listeners run, so RemoveListener waits for them
   std::vector<std::pair<int32_t, std::function<void()>>> listeners_;
   int32_t next_listener_ = 0;

@@ -82,6 +82,7 @@ Status OwnerConnection::HandleHello(const Frame& frame) {
   const Sha256Digest expected =
       MakeProof(options_.key, AuthRole::kReader, transport_, nonce_, hello.nonce, hello.blob);
   if (!EqualInConstantTime(expected, hello.mac)) {
+    options_.leases->CountRefusal(LeaseRefusal::kKey);
     return Status::PermissionDenied("reader does not hold the deployment's key");
   }
   WelcomeMessage welcome;
@@ -102,7 +103,7 @@ Status OwnerConnection::HandleOpenLease(const Frame& frame, TimePoint now) {
   Pending pending;
   pending.type = FrameType::kOpenLease;
   pending.request = frame.request;
-  pending.min_layers = message.min_layers;
+  pending.at_least = message.at_least;
   pending.deadline = DeadlineAfter(now, message.timeout_ms);
   pending.read.lease = message.lease;
   pending_.push_back(std::move(pending));
@@ -121,6 +122,7 @@ Status OwnerConnection::HandleRead(const Frame& frame, TimePoint now) {
     return Status::Ok();
   }
   pending_.push_back(std::move(pending));
+  ++num_pending_reads_;
   return Status::Ok();
 }
 
@@ -137,6 +139,7 @@ void OwnerConnection::HandleCancel(uint64_t request) {
                                [&](const Pending& p) { return p.request == request; });
   if (it == pending_.end()) return;  // answered, or its copy is under way
   Fail(*it, Status::Unavailable("cancelled"));
+  if (it->type == FrameType::kRead) --num_pending_reads_;
   pending_.erase(it);
 }
 
@@ -153,16 +156,14 @@ bool OwnerConnection::TryAnswer(Pending* pending, TimePoint now) {
     return true;
   }
   if (now < pending->deadline) return false;
-  Fail(*pending, Status::DeadlineExceeded("layer not written by the deadline"));
+  Fail(*pending, Status::DeadlineExceeded("not written by the deadline"));
   return true;
 }
 
 bool OwnerConnection::TryOpenLease(const Pending& pending) {
   if (socket_.queued_bytes() > kMaxQueuedBytes) return false;
   LeaseInfoMessage reply;
-  const uint32_t min_layers = std::min<uint32_t>(pending.min_layers, INT32_MAX);
-  reply.status =
-      options_.leases->Describe(pending.read.lease, static_cast<int32_t>(min_layers), &reply.info);
+  reply.status = options_.leases->Describe(pending.read.lease, pending.at_least, &reply.info);
   if (reply.status.code() == StatusCode::kResourceExhausted) return false;  // not written yet
   socket_.Queue(FrameType::kLeaseInfo, pending.request, Encode(reply));
   return true;
@@ -215,7 +216,11 @@ Status OwnerConnection::CheckTimeouts(TimePoint now) {
 
 Status OwnerConnection::Advance(TimePoint now) {
   if (copy_.active) AdvanceCopy();
-  std::erase_if(pending_, [&](Pending& pending) { return TryAnswer(&pending, now); });
+  std::erase_if(pending_, [&](Pending& pending) {
+    if (!TryAnswer(&pending, now)) return false;
+    if (pending.type == FrameType::kRead) --num_pending_reads_;
+    return true;
+  });
   if (Status s = socket_.Flush(); !s.ok()) return s;
   if (!plane_status_.ok()) return plane_status_;
   return CheckTimeouts(now);

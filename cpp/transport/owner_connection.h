@@ -28,19 +28,22 @@ class OwnerConnection {
   Status Advance(TimePoint now);
 
   [[nodiscard]] int fd() const { return socket_.fd(); }
-  [[nodiscard]] bool wants_read() const { return pending_.size() < kMaxPending; }
+  [[nodiscard]] bool wants_read() const {
+    return num_pending_reads_ < kMaxPendingReads && pending_.size() < kMaxPending;
+  }
   [[nodiscard]] bool wants_write() const { return socket_.wants_write(); }
   [[nodiscard]] bool copying() const { return copy_.active; }
   [[nodiscard]] bool has_pending() const { return !pending_.empty(); }
 
  private:
-  static constexpr size_t kMaxPending = 64;
+  static constexpr size_t kMaxPendingReads = 64;
+  static constexpr size_t kMaxPending = 4096;  // one per lease that a reader waits for
 
   // A request not answered yet: an OpenLease (read.ranges empty) or a Read.
   struct Pending {
     FrameType type = FrameType::kRead;
     uint64_t request = 0;
-    uint32_t min_layers = 0;
+    LeaseProgress at_least;
     TimePoint deadline;
     ReadMessage read;
   };
@@ -76,6 +79,7 @@ class OwnerConnection {
   uint64_t last_sent_bytes_ = 0;
   TimePoint last_progress_;
   std::deque<Pending> pending_;
+  size_t num_pending_reads_ = 0;
   Copy copy_;
   Status plane_status_;               // a plane that failed once is not used again
   std::vector<MemoryRange> sources_;  // scratch

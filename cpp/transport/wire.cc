@@ -38,6 +38,18 @@ LeaseRef GetLease(WireReader* r) {
   return lease;
 }
 
+void PutProgress(LeaseProgress progress, WireWriter* w) {
+  w->Put(progress.tokens);
+  w->Put(progress.layers);
+}
+
+LeaseProgress GetProgress(WireReader* r) {
+  LeaseProgress progress;
+  progress.tokens = r->Get<int32_t>();
+  progress.layers = r->Get<int32_t>();
+  return progress;
+}
+
 void PutStatus(const Status& status, WireWriter* w) {
   const std::string_view text = std::string_view(status.message()).substr(0, kMaxMessageBytes);
   w->Put(static_cast<uint8_t>(status.code()));
@@ -111,9 +123,9 @@ size_t MaxBodyBytes(uint8_t type) {
     case FrameType::kWelcome:
       return sizeof(Sha256Digest) + 2 + kMaxBlobBytes;
     case FrameType::kOpenLease:
-      return kLeaseRefBytes + 8;
+      return kLeaseRefBytes + 12;
     case FrameType::kLeaseInfo:
-      return kStatusBytes + kMaxLayoutBytes + 8 + 64 * 4 + kMaxLeaseBlocks * 4;
+      return kStatusBytes + kMaxLayoutBytes + 12 + 64 * 4 + kMaxLeaseBlocks * 4;
     case FrameType::kRead:
       return kLeaseRefBytes + 16 + kMaxRangesPerRead * 12;
     case FrameType::kReadReply:
@@ -178,7 +190,7 @@ Blob Encode(const WelcomeMessage& message) {
 Blob Encode(const OpenLeaseMessage& message) {
   WireWriter w;
   PutLease(message.lease, &w);
-  w.Put(message.min_layers);
+  PutProgress(message.at_least, &w);
   w.Put(message.timeout_ms);
   return w.Take();
 }
@@ -189,7 +201,7 @@ Blob Encode(const LeaseInfoMessage& message) {
   if (!message.status.ok()) return w.Take();
   PutLayout(message.info.layout, &w);
   w.Put(message.info.num_tokens);
-  w.Put(message.info.layers_done);
+  PutProgress(message.info.done, &w);
   for (const auto& table : message.info.blocks) {
     w.Put(static_cast<uint32_t>(table.size()));
     for (const BlockId block : table) w.Put(block.value);
@@ -247,7 +259,7 @@ bool Decode(std::span<const std::byte> body, WelcomeMessage* out) {
 bool Decode(std::span<const std::byte> body, OpenLeaseMessage* out) {
   WireReader r(body);
   out->lease = GetLease(&r);
-  out->min_layers = r.Get<uint32_t>();
+  out->at_least = GetProgress(&r);
   out->timeout_ms = r.Get<uint32_t>();
   return r.AtEnd();
 }
@@ -258,11 +270,12 @@ bool Decode(std::span<const std::byte> body, LeaseInfoMessage* out) {
   if (!out->status.ok()) return r.AtEnd();
   if (!GetLayout(&r, &out->info.layout)) return false;
   out->info.num_tokens = r.Get<int32_t>();
-  out->info.layers_done = r.Get<int32_t>();
+  out->info.done = GetProgress(&r);
   if (!GetBlocks(&r, out->info.layout, &out->info.blocks)) return false;
   const int32_t num_layers = static_cast<int32_t>(out->info.layout.layers.size());
-  return r.AtEnd() && out->info.num_tokens >= 0 && out->info.layers_done >= 0 &&
-         out->info.layers_done <= num_layers;
+  const LeaseProgress done = out->info.done;
+  return r.AtEnd() && done.tokens >= 0 && done.tokens <= out->info.num_tokens && done.layers >= 0 &&
+         done.layers <= num_layers;
 }
 
 bool Decode(std::span<const std::byte> body, ReadMessage* out) {

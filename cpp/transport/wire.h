@@ -31,7 +31,7 @@ enum class FrameType : uint8_t {
 };
 
 inline constexpr uint32_t kFrameMagic = 0x564b4c44;  // "DLKV"
-inline constexpr uint8_t kWireVersion = 1;
+inline constexpr uint8_t kWireVersion = 2;
 inline constexpr size_t kFrameHeaderBytes =
     20;  // magic u32, version u8, type u8, 0 u16, length u32, request u64
 inline constexpr size_t kNonceBytes = 32;
@@ -70,7 +70,7 @@ struct WelcomeMessage {
 };
 struct OpenLeaseMessage {
   LeaseRef lease;
-  uint32_t min_layers = 0;  // answer once so many layers are written
+  LeaseProgress at_least;  // answer once so many tokens, or layers, are written
   uint32_t timeout_ms = 0;
 };
 struct LeaseInfoMessage {

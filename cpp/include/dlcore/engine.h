@@ -9,7 +9,7 @@
 #include "dlcore/kv_transfer.h"
 #include "dlcore/options.h"
 #include "dlcore/output.h"
-#include "dlcore/queue_time.h"
+#include "dlcore/time_histogram.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
 
@@ -32,7 +32,7 @@ struct EngineStats {
   uint64_t num_prefix_queries = 0;
   uint64_t num_prefix_hits = 0;
   uint64_t num_finished = 0;
-  QueueTime queue_time;
+  TimeHistogram queue_time;
   int32_t num_migrating = 0;  // sequences whose KV is being pulled
   int32_t num_kv_leases = 0;  // finished requests whose KV waits for a reader
   uint64_t num_migrations = 0;

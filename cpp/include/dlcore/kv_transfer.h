@@ -25,7 +25,7 @@ struct KvTransferOptions {
   std::string rdma_device;  // empty = the first with an active port
   std::chrono::milliseconds lease_ttl{30000};
   std::chrono::milliseconds pull_timeout{
-      20000};  // a migration ends within it, one way or the other
+      20000};  // a migration to which nothing comes for so long has failed
 
   // OK, or InvalidArgument naming the field and the fix.
   [[nodiscard]] Status Validate() const;

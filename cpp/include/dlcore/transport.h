@@ -77,12 +77,22 @@ struct LeaseRef {
 // The block table of each cache group, in token order.
 using LeaseBlocks = std::vector<std::vector<BlockId>>;
 
+// How much of a lease is written: every layer of tokens [0, tokens), and layers
+// [0, layers) of every token. A block may be read once all its tokens are written
+// (in the layer read), or the lease's last token is.
+struct LeaseProgress {
+  int32_t tokens = 0;
+  int32_t layers = 0;
+
+  friend bool operator==(const LeaseProgress&, const LeaseProgress&) = default;
+};
+
 // What a reader learns when it opens a lease.
 struct LeaseInfo {
   KvLayout layout;  // of the owner's pool; layer bases are 0
   LeaseBlocks blocks;
   int32_t num_tokens = 0;
-  int32_t layers_done = 0;  // layers [0, layers_done) may be read without waiting
+  LeaseProgress done;  // may be read without waiting
 };
 
 // ---- Reading ----------------------------------------------------------------
@@ -111,9 +121,10 @@ struct TransportEvent {
 class TransportClient {
  public:
   virtual ~TransportClient() = default;
-  // Answers once at least `min_layers` layers are written.
-  virtual void OpenLease(uint64_t tag, LeaseRef lease, int32_t min_layers, TimePoint deadline) = 0;
-  // Waits at the owner until `layer` is written, then reads all ranges.
+  // Answers once as many tokens, or as many layers, are written as `at_least` says.
+  virtual void OpenLease(uint64_t tag, LeaseRef lease, LeaseProgress at_least,
+                         TimePoint deadline) = 0;
+  // Waits at the owner until the ranges are written in `layer`, then reads them all.
   virtual void Read(uint64_t tag, LeaseRef lease, int32_t layer, std::vector<ReadRange> ranges,
                     TimePoint deadline) = 0;
   // Ends what was started under `tag` (Unavailable) unless it already ended.
@@ -140,7 +151,8 @@ struct MigrationRequest {
   LeaseBlocks local_blocks;              // reserved for the sequence, one table per cache group
   int32_t first_token = 0;               // tokens before it are cached here already
   int32_t num_tokens = 0;                // tokens [first_token, num_tokens) are pulled
-  TimePoint deadline;
+  // The migration fails when nothing was written or read for so long.
+  std::chrono::milliseconds timeout{20000};
   // Whether completion releases the leases. With several local TP ranks reading
   // one lease, only whoever knows that all are done may: see KvMigrator::Release.
   bool release_when_done = true;

@@ -152,7 +152,7 @@ class _EngineCollector(Collector):
 
 
 def queue_time(stats: Mapping[str, float], labels: dict[str, str]) -> HistogramMetricFamily:
-    """The core's histogram of the time from submission to the first step (queue_time.h)."""
+    """The core's histogram of the time from submission to the first step (time_histogram.h)."""
     prefix = "queue_time_le_"
     counts = {
         float(key.removeprefix(prefix)): int(value)

@@ -7,6 +7,9 @@
 namespace dlcore::testing_harness {
 namespace {
 
+// Whatever the tokens: so many layers.
+LeaseProgress Layers(int32_t count) { return {INT32_MAX, count}; }
+
 class Conformance : public testing::TestWithParam<std::string> {
  protected:
   static uint64_t BlockBytes(const Owner& owner, int32_t group = 0) {
@@ -24,7 +27,7 @@ TEST_P(Conformance, LeaseInfoDescribesThePool) {
   EXPECT_EQ(event.kind, TransportEvent::Kind::kLeaseOpened);
   EXPECT_EQ(event.lease.blocks, blocks);
   EXPECT_EQ(event.lease.num_tokens, 16);
-  EXPECT_EQ(event.lease.layers_done, 2);
+  EXPECT_EQ(event.lease.done, (LeaseProgress{0, 2}));
   EXPECT_EQ(event.lease.layout.groups, owner.pool.layout().groups);
   for (const KvLayer& layer : event.lease.layout.layers) EXPECT_EQ(layer.base, 0U);
 }
@@ -232,12 +235,13 @@ TEST_P(Conformance, OpenLeaseWaitsForLayersUntilItsDeadline) {
   Owner owner(GetParam());
   const LeaseRef lease = owner.Lease(Tables({2}, {}), 1);
   Reader reader(owner.server->endpoint());
-  EXPECT_EQ(reader.Open(lease, 1).lease.layers_done, 1);
-  EXPECT_EQ(reader.Open(lease, 2, milliseconds(50)).status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(reader.Open(lease, Layers(1)).lease.done.layers, 1);
+  EXPECT_EQ(reader.Open(lease, Layers(2), milliseconds(50)).status.code(),
+            StatusCode::kDeadlineExceeded);
   const uint64_t tag = reader.NextTag();
-  reader.client->OpenLease(tag, lease, 3, In(seconds(20)));
+  reader.client->OpenLease(tag, lease, Layers(3), In(seconds(20)));
   ASSERT_TRUE(owner.leases.MarkLayersDone(lease, 3).ok());
-  EXPECT_EQ(reader.Wait(tag).lease.layers_done, 3);
+  EXPECT_EQ(reader.Wait(tag).lease.done.layers, 3);
 }
 
 TEST_P(Conformance, WaitingReadEndsWhenTheLeaseDoes) {
@@ -283,7 +287,8 @@ TEST_P(Conformance, DeadlineHoldsWhenNobodyAnswersTheConnection) {
   Owner owner(GetParam(), settings);
   Reader reader(owner.server->endpoint());
   const TimePoint start = std::chrono::steady_clock::now();
-  EXPECT_EQ(reader.Open({0, 0}, 0, milliseconds(100)).status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(reader.Open({0, 0}, {}, milliseconds(100)).status.code(),
+            StatusCode::kDeadlineExceeded);
   EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(5));
 }
 

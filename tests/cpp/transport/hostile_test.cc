@@ -177,14 +177,14 @@ TEST(Wire, DecodersSurviveAnyBytes) {
 
 TEST(Wire, LeaseInfoSurvivesTheTripAndEveryCut) {
   LeaseInfoMessage message;
-  message.info = {MixedLayout(32), Tables({1, 2, 31}, {4}), 40, 2};
+  message.info = {MixedLayout(32), Tables({1, 2, 31}, {4}), 40, {3, 2}};
   const Blob body = Encode(message);
   LeaseInfoMessage back;
   ASSERT_TRUE(Decode(body, &back));
   EXPECT_EQ(back.info.layout, message.info.layout);
   EXPECT_EQ(back.info.blocks, message.info.blocks);
   EXPECT_EQ(back.info.num_tokens, 40);
-  EXPECT_EQ(back.info.layers_done, 2);
+  EXPECT_EQ(back.info.done, (LeaseProgress{3, 2}));
   for (size_t cut = 0; cut < body.size(); ++cut) {
     EXPECT_FALSE(Decode(std::span(body).first(cut), &back)) << cut;
   }

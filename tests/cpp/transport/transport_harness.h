@@ -212,9 +212,10 @@ class Reader {
     ADD_FAILURE() << "no event for tag " << tag;
     return {};
   }
-  TransportEvent Open(LeaseRef lease, int32_t min_layers = 0, milliseconds limit = seconds(20)) {
+  TransportEvent Open(LeaseRef lease, LeaseProgress at_least = {},
+                      milliseconds limit = seconds(20)) {
     const uint64_t tag = next_tag_++;
-    client->OpenLease(tag, lease, min_layers, In(limit));
+    client->OpenLease(tag, lease, at_least, In(limit));
     return Wait(tag);
   }
   Status Read(LeaseRef lease, int32_t layer, std::vector<ReadRange> ranges,

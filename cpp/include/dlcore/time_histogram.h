@@ -7,8 +7,8 @@
 
 namespace dlcore {
 
-// How long requests waited for their first step: a histogram over fixed bounds.
-struct QueueTime {
+// How long something took, many times over: a histogram over fixed bounds.
+struct TimeHistogram {
   // Upper bounds in seconds; one more bucket holds what is above them all.
   static constexpr std::array<double, 16> kBounds = {0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05,
                                                      0.1,    0.3,    0.5,   1.0,   2.5,  5.0,
@@ -17,10 +17,10 @@ struct QueueTime {
   std::array<uint64_t, kBounds.size() + 1> counts{};  // per bucket, not cumulative
   double seconds = 0;                                 // sum
 
-  void Observe(double waited) {
-    const auto bucket = std::ranges::lower_bound(kBounds, waited) - kBounds.begin();
+  void Observe(double took) {
+    const auto bucket = std::ranges::lower_bound(kBounds, took) - kBounds.begin();
     ++counts[static_cast<size_t>(bucket)];
-    seconds += waited;
+    seconds += took;
   }
 };
 
