@@ -24,7 +24,11 @@ VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 SMALL_MIXED_TOKENS = (64, 96, 128, 192)
 MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its work on padding
-FEW_SEQS = 16  # mixed steps with at most this many sequences run a cheaper graph
+# Sequence buckets of mixed steps below the largest: each costs a graph and saves rows of logits.
+# Steps of many tokens are prompts of few sequences, or so long that the rows do not matter.
+FEW_SEQS = 16
+SOME_SEQS = (FEW_SEQS, 64, 256)
+SOME_SEQS_TOKENS = 1536  # steps of at most this many tokens have all of them
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -48,7 +52,11 @@ def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple
     def bucket(num_seqs: int) -> int:
         return next(n for n in seq_sizes if n >= min(num_seqs, largest))
 
-    return sorted({(t, bucket(seqs)) for t in tokens for seqs in (min(FEW_SEQS, t), t)})
+    def seq_counts(num_tokens: int) -> tuple[int, ...]:
+        some = SOME_SEQS if num_tokens <= SOME_SEQS_TOKENS else (FEW_SEQS,)
+        return (*(min(n, num_tokens) for n in some), num_tokens)
+
+    return sorted({(t, bucket(seqs)) for t in tokens for seqs in seq_counts(t)})
 
 
 @dataclass(slots=True, kw_only=True)
