@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -49,14 +50,14 @@ class LLM:
         self, model: str | None = None, *, session: EngineSession | None = None, **options: Any
     ) -> None:
         """Loads the model; `model=None` is the bundled one. Raises ConfigError."""
-        self._session = session or open_session(make_config(model, options))
+        self._session = session or open_session(_offline(make_config(model, options)))
         self._next_id = 0
         # Also at interpreter exit: the core's thread may be inside Python.
         self._stop = weakref.finalize(self, self._session.stop)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> LLM:
-        return cls(session=open_session(config))
+        return cls(session=open_session(_offline(config)))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -257,6 +258,13 @@ def _params_for_each(
             "sampling_params", f"has {len(params)} entries for {count} prompts; give one each"
         )
     return list(params)
+
+
+def _offline(config: EngineConfig) -> EngineConfig:
+    """Whoever waits for whole lists wants throughput: prompts are not held back for decodes."""
+    if config.max_prefill_tokens_beside_decodes is not None:
+        return config
+    return replace(config, max_prefill_tokens_beside_decodes=0)
 
 
 @contextmanager

@@ -20,12 +20,15 @@ from dlcore.model_folder import read_model_config
 from dlcore.model_runner import EagerStep, allocate_state, reset_state
 from dlcore.models import CausalLM, build_model
 from dlcore.step_buffers import Arenas, DeviceState
+from dlcore.step_limits import (
+    MAX_NUM_SEQS,
+    max_num_batched_tokens,
+    max_prefill_tokens_beside_decodes,
+)
 
-DEFAULT_MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
 # A thread is worth its synchronisation from about this much weight memory on; a small model is
 # fastest on one, and leaves the others to the front end.
 WEIGHT_BYTES_PER_THREAD = 2**25
-DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +71,8 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
     groups = model.cache_groups(config.block_size)
     with _phase(times, "profile_memory"):
         num_blocks = config.num_kv_blocks or _num_kv_blocks(config, model_config, model, device)
-    options = _engine_options(config, model_config, device.type, groups, num_blocks)
+    num_weights = sum(weight.numel() for weight in model.weight_map().values())
+    options = _engine_options(config, model_config, device.type, groups, num_blocks, num_weights)
     with _phase(times, "allocate"):
         arenas = Arenas.allocate(options, device)
         state = allocate_state(
@@ -134,21 +138,13 @@ def _engine_options(
     device_type: str,
     cache_groups: list[tuple[str, int, int, int]],
     num_kv_blocks: int,
+    num_weights: int = 0,
 ) -> _core.EngineOptions:
-    default_tokens = DEFAULT_BATCHED_TOKENS[device_type]
-    if not config.enable_chunked_prefill:
-        default_tokens = max(default_tokens, model_config.max_model_len)
-    max_tokens = config.max_num_batched_tokens or default_tokens
-    if not config.enable_chunked_prefill and max_tokens < model_config.max_model_len:
-        raise ConfigError(
-            "max_num_batched_tokens",
-            f"{max_tokens} is less than max_model_len {model_config.max_model_len}, which needs "
-            "enable_chunked_prefill=True",
-        )
+    max_tokens = max_num_batched_tokens(config, device_type, model_config.max_model_len)
     return _core.EngineOptions(
         max_num_batched_tokens=max_tokens,
         # A step decodes no more sequences than it has tokens.
-        max_num_seqs=min(config.max_num_seqs or DEFAULT_MAX_NUM_SEQS[device_type], max_tokens),
+        max_num_seqs=min(config.max_num_seqs or MAX_NUM_SEQS[device_type], max_tokens),
         max_model_len=model_config.max_model_len,
         block_size=config.block_size,
         vocab_size=model_config.vocab_size,
@@ -158,7 +154,9 @@ def _engine_options(
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
-        max_prefill_tokens_beside_decodes=config.max_prefill_tokens_beside_decodes,
+        max_prefill_tokens_beside_decodes=max_prefill_tokens_beside_decodes(
+            config, device_type, num_weights
+        ),
         max_waiting_requests=config.max_waiting_requests,
         eos_token_ids=list(model_config.eos_token_ids),
         watchdog_timeout_s=config.watchdog_timeout_s,

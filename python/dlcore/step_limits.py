@@ -1,0 +1,45 @@
+"""How large steps may be where the configuration leaves it open."""
+
+from __future__ import annotations
+
+from dlcore.config import ConfigError, EngineConfig
+
+MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
+MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+
+# Prompt tokens beside decodes on a GPU: products of about 10 ms. A gap between tokens is then a few
+# decode steps long; on a large model such a chunk still keeps the tensor cores busy, and a small
+# one's fixed cost per step is spread over enough tokens.
+BESIDE_DECODES_S = 0.01
+PREFILL_FLOPS = 7e14
+BESIDE_DECODES_RANGE = (512, 2048)
+BESIDE_DECODES_MULTIPLE = 64
+
+
+def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:
+    """Raises ConfigError for a limit below what a prompt that may not be cut needs."""
+    default = MAX_NUM_BATCHED_TOKENS[device_type]
+    if not config.enable_chunked_prefill:
+        default = max(default, max_model_len)
+    max_tokens = config.max_num_batched_tokens or default
+    if not config.enable_chunked_prefill and max_tokens < max_model_len:
+        raise ConfigError(
+            "max_num_batched_tokens",
+            f"{max_tokens} is less than max_model_len {max_model_len}, which needs "
+            "enable_chunked_prefill=True",
+        )
+    return max_tokens
+
+
+def max_prefill_tokens_beside_decodes(
+    config: EngineConfig, device_type: str, num_weights: int
+) -> int:
+    """Prompt tokens of a step that decodes, 0 = no limit; `num_weights` are those a token meets."""
+    if config.max_prefill_tokens_beside_decodes is not None:
+        return config.max_prefill_tokens_beside_decodes
+    if device_type != "cuda" or num_weights == 0:
+        return 0
+    tokens = BESIDE_DECODES_S * PREFILL_FLOPS / (2 * num_weights)
+    low, high = BESIDE_DECODES_RANGE
+    rounded = round(tokens / BESIDE_DECODES_MULTIPLE) * BESIDE_DECODES_MULTIPLE
+    return min(max(rounded, low), high)

@@ -1,0 +1,57 @@
+"""How large steps may be: what is given holds, and the rest follows from device and model."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from dlcore.config import ConfigError, EngineConfig
+from dlcore.llm import LLM
+from dlcore.step_limits import max_num_batched_tokens, max_prefill_tokens_beside_decodes
+
+BILLION = 10**9
+
+
+def config(**options: object) -> EngineConfig:
+    return EngineConfig(model="m", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [0, 1, 100_000])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_given_bound_holds_as_it_is(given: int, device: str) -> None:
+    chosen = config(max_prefill_tokens_beside_decodes=given)
+    assert max_prefill_tokens_beside_decodes(chosen, device, 8 * BILLION) == given
+
+
+def test_larger_models_take_fewer_prompt_tokens_beside_decodes_within_bounds() -> None:
+    sizes = [BILLION // 2, BILLION, 2 * BILLION, 4 * BILLION, 8 * BILLION, 70 * BILLION]
+    tokens = [max_prefill_tokens_beside_decodes(config(), "cuda", n) for n in sizes]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[0] == 2048
+    assert tokens[-1] == 512
+    assert len(set(tokens)) > 2
+    assert all(n % 64 == 0 for n in tokens)
+
+
+def test_a_cpu_has_no_bound_of_its_own() -> None:
+    assert max_prefill_tokens_beside_decodes(config(), "cpu", BILLION) == 0
+
+
+def test_a_prompt_that_may_not_be_cut_fits_one_step() -> None:
+    uncut = config(enable_chunked_prefill=False)
+    assert max_num_batched_tokens(uncut, "cpu", 100_000) == 100_000
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens.*enable_chunked_prefill=True"):
+        max_num_batched_tokens(
+            config(enable_chunked_prefill=False, max_num_batched_tokens=10), "cpu", 100
+        )
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0), (7, 7)])
+def test_offline_generation_takes_prompts_without_bound_unless_told(
+    given: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[EngineConfig] = []
+    monkeypatch.setattr("dlcore.llm.open_session", lambda chosen: opened.append(chosen) or Mock())
+    LLM("m", max_prefill_tokens_beside_decodes=given)
+    assert opened[0].max_prefill_tokens_beside_decodes == expected
