@@ -45,7 +45,7 @@ PYTHON_LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"layers"}),
     frozenset({"models"}),
     frozenset({"loader"}),
-    frozenset({"capture", "model_runner"}),
+    frozenset({"capture", "model_runner", "step_limits"}),
     frozenset({"runner"}),
     frozenset({"APPLICATION", "structured", "v1", "assets"}),
     frozenset({"serve", "client", "bench", "control", "vision"}),

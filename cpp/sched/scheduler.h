@@ -10,9 +10,9 @@
 
 #include "dlcore/options.h"
 #include "dlcore/output.h"
-#include "dlcore/time_histogram.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
+#include "dlcore/time_histogram.h"
 #include "dlcore/transport.h"
 #include "kv/kv_manager.h"
 #include "sched/plan_ring.h"

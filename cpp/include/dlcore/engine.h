@@ -9,9 +9,9 @@
 #include "dlcore/kv_transfer.h"
 #include "dlcore/options.h"
 #include "dlcore/output.h"
-#include "dlcore/time_histogram.h"
 #include "dlcore/request.h"
 #include "dlcore/status.h"
+#include "dlcore/time_histogram.h"
 
 namespace dlcore {
 
