@@ -269,7 +269,7 @@ def main() -> int:
     parser.add_argument("binary", type=Path, help="transport_tests, not a sanitizer build")
     parser.add_argument("--filter", default="*/rdma:Verbs.*", help="which tests run (gtest filter)")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/dlcore/rdma-vm")
-    parser.add_argument("--timeout", type=int, default=300, help="seconds for the whole VM")
+    parser.add_argument("--timeout", type=int, default=900, help="seconds for the whole VM")
     parser.add_argument("--require", action="store_true", help="a skip is a failure")
     arguments = parser.parse_args()
     try:

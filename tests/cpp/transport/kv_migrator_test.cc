@@ -96,7 +96,7 @@ TEST_P(KvMigratorTest, DeadOwnerFailsTheMigration) {
   OwnerGroup owners({.transport = GetParam()});
   Decoder decoder(ModelLayout(4, 31, 1, 0));
   decoder.migrator.Post(decoder.Request(1, owners.Lease(1), 50, seconds(60)));
-  std::this_thread::sleep_for(milliseconds(30));
+  ASSERT_TRUE(Eventually([&] { return decoder.pool.scatters() > 0; }));
   owners.rank(0).server.reset();
   EXPECT_EQ(decoder.Wait(seconds(5)).status.code(), StatusCode::kUnavailable);
 }
@@ -151,12 +151,12 @@ void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t tar
   OwnerGroup owners({.transport = transport,
                      .owner_filter = at_owner ? &fault : nullptr,
                      .ttl = milliseconds(1500)});
-  Decoder decoder(ModelLayout(8, 31, 1, 0), at_owner ? nullptr : &fault);
+  Decoder decoder(ModelLayout(8, 31, 1, 0), milliseconds(500), at_owner ? nullptr : &fault);
   const auto sources = owners.Lease();
   MigrationRequest request = decoder.Request(1, sources, 50, milliseconds(300));
   const LeaseBlocks tables = request.local_blocks;
   decoder.migrator.Post(std::move(request));
-  const MigrationEvent event = decoder.Wait(seconds(8));
+  const MigrationEvent event = decoder.Wait();
   if (event.status.ok()) {
     decoder.ExpectContent(tables, 0, 50);
   } else {
@@ -167,12 +167,12 @@ void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t tar
     MigrationEvent retry = event;
     for (uint64_t id = 2; id < 12 && !retry.status.ok(); ++id) {
       decoder.migrator.Post(decoder.Request(id, owners.Lease(), 50));
-      retry = decoder.Wait(seconds(8));
+      retry = decoder.Wait();
     }
     ASSERT_TRUE(retry.status.ok()) << retry.status.message();
     decoder.ExpectContent(tables, 0, 50);
   }
-  EXPECT_TRUE(Eventually([&] { return owners.rank(0).leases.num_live() == 0; }, seconds(5)));
+  EXPECT_TRUE(Eventually([&] { return owners.rank(0).leases.num_live() == 0; }));
   *reached = fault.reached();
 }
 

@@ -136,8 +136,10 @@ class OwnerGroup {
 // A decode rank.
 class Decoder {
  public:
-  explicit Decoder(KvLayout layout, FrameFilter* filter = nullptr)
-      : pool(std::move(layout)), migrator(MakeOptions(filter)) {}
+  // Gives up a connection that was silent for `patience`.
+  explicit Decoder(KvLayout layout, milliseconds patience = kSlowMachine,
+                   FrameFilter* filter = nullptr)
+      : pool(std::move(layout)), migrator(MakeOptions(patience, filter)) {}
 
   MigrationEvent Wait(milliseconds limit = seconds(30)) {
     const TimePoint deadline = In(limit);
@@ -176,14 +178,14 @@ class Decoder {
   KvMigrator migrator;
 
  private:
-  KvMigrator::Options MakeOptions(FrameFilter* filter) {
+  KvMigrator::Options MakeOptions(milliseconds patience, FrameFilter* filter) {
     KvMigrator::Options options;
     options.layout = pool.layout();
     options.transport.key = kKey;
     options.transport.memory = &pool;
     options.transport.filter = filter;
-    options.transport.connect_timeout = milliseconds(300);
-    options.transport.stall_timeout = milliseconds(300);
+    options.transport.connect_timeout = patience;
+    options.transport.stall_timeout = patience;
     return options;
   }
   std::vector<MigrationEvent> events_;

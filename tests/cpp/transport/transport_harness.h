@@ -29,6 +29,9 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 inline constexpr char kKey[] = "a deployment key of many bytes";
+// Enough for many handshakes at once on an emulated machine, where one over RDMA takes
+// tenths of a second.
+inline constexpr milliseconds kSlowMachine{10000};
 
 inline TimePoint In(milliseconds delay) { return std::chrono::steady_clock::now() + delay; }
 
@@ -153,6 +156,7 @@ class Owner {
     options.leases = &leases;
     options.memory = &pool;
     options.filter = settings.filter;
+    options.handshake_timeout = kSlowMachine;
     options.stall_timeout = settings.stall_timeout;
     const Status s = NewTransportServer(transport, options, &server);
     EXPECT_TRUE(s.ok()) << s.message();
@@ -185,6 +189,7 @@ class Reader {
     options.key = std::move(key);
     options.memory = &HostPoolMemory();
     options.filter = filter;
+    options.connect_timeout = kSlowMachine;
     options.stall_timeout = stall_timeout;
     options.on_event = [this] {
       const std::lock_guard lock(mutex_);
