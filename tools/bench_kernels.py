@@ -259,7 +259,7 @@ def prefill_cases() -> Iterator[Case]:
 def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> Iterator[Case]:
     lengths = zip(query_lens, seq_lens, strict=True)
     pairs = sum(q * (n - q) + q * (q + 1) / 2 for q, n in lengths)
-    kv = paged_kv(shape, query_lens, seq_lens)
+    kv, kv_fp8 = (paged_kv(shape, query_lens, seq_lens, fp8=fp8) for fp8 in (False, True))
     q = bf16(sum(query_lens), shape.q_heads, shape.head_dim)
     workspace = kernels.prefill_workspace(q.device)
     case = functools.partial(
@@ -271,6 +271,10 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     yield case(
         op="prefill_attention",
         run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q), workspace),
+    )
+    yield case(
+        op="prefill_attention/fp8",
+        run=lambda i: kernels.prefill_attention(q, kv_fp8, torch.empty_like(q), workspace),
     )
     step, state = _as_step(kv, q.shape[0])
     yield case(

@@ -74,8 +74,8 @@ int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_
 // block_size a power of two >= 16.
 int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream);
 
-// Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128, the
-// cache bf16, block_size a power of two from 16 to 128.
+// Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128,
+// block_size a power of two from 16 to 128.
 int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream);
 
 // Starts a step: block_tables[flat index] = block for each update of the arena, and

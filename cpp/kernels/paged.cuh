@@ -42,6 +42,16 @@ struct CacheTraits<fp8> {
   }
 };
 
+// Exactly.
+__device__ __forceinline__ uint4 E4m3ToBf16(uint2 v) {
+  auto pair = [](uint32_t halves) {
+    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+    return PackBf16(f.x, f.y);
+  };
+  const uint4 h = CacheTraits<fp8>::Convert(v);
+  return make_uint4(pair(h.x), pair(h.y), pair(h.z), pair(h.w));
+}
+
 // Volatile, so that a tile's loads all leave before its first product waits for one of them.
 template <class Raw>
 __device__ __forceinline__ Raw LoadCache(const void* p);

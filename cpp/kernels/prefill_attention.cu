@@ -1,11 +1,13 @@
 // Causal paged attention for sequences with several query tokens, in a batch of any mix.
 //
-// A tile of work is 128 query rows of one KV head: a row is a (token, query head of the group) pair,
-// so short chunks still fill the tensor cores. One warp brings queries, and tiles of 128 keys and
-// values through the block table; two warpgroups of 64 rows each multiply. Within a warpgroup the
-// next tile's Q K^T runs before this tile's P V in the tensor cores' queue, so that its softmax
+// A tile of work is 128 query rows of one KV head: a row is a (token, query head of the group)
+// pair, so short chunks still fill the tensor cores. One warp brings queries, and tiles of 128 keys
+// and values through the block table; two warpgroups of 64 rows each multiply. Within a warpgroup
+// the next tile's Q K^T runs before this tile's P V in the tensor cores' queue, so that its softmax
 // overlaps P V; the two warpgroups take turns to queue, so that one's softmax overlaps the other's
 // products.
+//
+// An E4M3 cache comes to a place of its own, from where three more warps write it as bf16 tiles.
 //
 // Each block of a fixed grid takes the next tile when it has done one; a sequence's tiles with the
 // longest context go first. Which tokens a tile holds is read on the device. The loading
@@ -14,105 +16,13 @@
 #include <algorithm>
 
 #include "kernels/kernels.h"
-#include "kernels/prefill_schedule.cuh"
-#include "kernels/tensor_map.cuh"
+#include "kernels/prefill_tiles.cuh"
 #include "kernels/wgmma.cuh"
 
 namespace dlcore::kernels {
 namespace {
 
-constexpr int kHeadDim = 128;
-constexpr int kStages = 2;
-constexpr int kConsumers = 256;               // two warpgroups
-constexpr int kThreads = kConsumers + 128;    // and the producer's
-constexpr int kColumnBytes = 128 * kTokens;   // 64 values of every row of a tile
-constexpr int kTileBytes = 2 * kColumnBytes;  // both columns
-constexpr int kMultiprocessors = 132;
-static_assert(kRows == kTokens);
-
 using Params = PrefillParams;
-
-struct alignas(1024) Shared {
-  char q[2][kTileBytes];
-  char k[kStages][kTileBytes];
-  char v[kStages][kTileBytes];
-  uint64_t q_full[2], q_empty[2];
-  uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-  Work work[2];  // comes with q
-};
-
-// Keys and values of a tile of work; `first_load` counts all that came before. Tiles of keys come
-// last first: those that need the causal mask lead.
-__device__ void LoadContext(const Params& p, const CUtensorMap* cache, const Work& work,
-                            int first_load, Shared& shared) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int boxes = kTokens >> p.block_shift;  // of one column of a tile
-  const int box = lane >> 1, column = lane & 1;
-  const int last_block = (work.len - 1) >> p.block_shift;
-  const int offset = column * kColumnBytes + box * p.a.block_size * 128;
-  auto row_of = [&](int i) {
-    // Past the context any block of it will do: those scores are masked.
-    const int first_token = (work.num_tiles - 1 - i) * kTokens;
-    const int index = min((first_token >> p.block_shift) + box, last_block);
-    return (work.table[index] * 2 * p.a.num_kv_heads + work.kv_head) << p.block_shift;
-  };
-  int next_row = box < boxes ? row_of(0) : 0;
-  for (int i = 0; i < work.num_tiles; ++i) {
-    const int load = first_load + i, stage = load % kStages, parity = (load / kStages & 1) ^ 1;
-    const int row = next_row;
-    if (box < boxes && i + 1 < work.num_tiles) next_row = row_of(i + 1);
-    Wait(&shared.k_empty[stage], parity);
-    if (lane == 0) ArriveExpecting(&shared.k_full[stage], kTileBytes);
-    __syncwarp();
-    if (box < boxes) {
-      CopyBox(shared.k[stage] + offset, cache, row, column * 64, &shared.k_full[stage]);
-    }
-    Wait(&shared.v_empty[stage], parity);
-    if (lane == 0) ArriveExpecting(&shared.v_full[stage], kTileBytes);
-    __syncwarp();
-    if (box < boxes) {
-      CopyBox(shared.v[stage] + offset, cache, row + (p.a.num_kv_heads << p.block_shift),
-              column * 64, &shared.v_full[stage]);
-    }
-  }
-}
-
-// The loading warp.
-__device__ void Produce(const Params& p, const CUtensorMap* queries, const CUtensorMap* cache,
-                        Shared& shared) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int group = p.a.num_q_heads / p.a.num_kv_heads, queries_per_tile = kRows / group;
-  Work work = FindWork(p, blockIdx.x, queries_per_tile);
-  WaitForPrevious();
-  for (int n = 0, loads = 0;; ++n) {
-    const int buffer = n % 2;
-    uint64_t* full = &shared.q_full[buffer];
-    Wait(&shared.q_empty[buffer], (n / 2 & 1) ^ 1);
-    if (lane == 0) {
-      shared.work[buffer] = work;
-      if (work.len == 0) {
-        Arrive(full);
-      } else {
-        ArriveExpecting(full, queries_per_tile * group * kHeadDim * sizeof(bf16));
-        for (int column = 0; column < 2; ++column) {
-          CopyHeads(shared.q[buffer] + column * kColumnBytes, queries,
-                    work.query_start + work.first_query, work.kv_head * group, column * 64, full);
-        }
-      }
-    }
-    if (work.len == 0) {
-      if (lane == 0) LeaveItems(p);
-      return;
-    }
-    LoadContext(p, cache, work, loads, shared);
-    loads += work.num_tiles;
-    work = FindWork(p, TakeItem(p), queries_per_tile);
-  }
-}
-
-__device__ __forceinline__ int SwizzledOffset(int row, int chunk) {  // of 16 bytes in a tile
-  return (chunk / 8) * kColumnBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-}
 
 __device__ __forceinline__ float Exp2(float x) {
   float y;
@@ -217,7 +127,7 @@ struct Consumer {
   }
 };
 
-__device__ void StoreRows(const Params& p, const Work& work, const Consumer& c,
+__device__ void StoreRows(const Params& p, const Work& work, const Consumer& c, float v_scale,
                           const int (&rows)[2]) {
   const int group = p.a.num_q_heads / p.a.num_kv_heads, t = threadIdx.x % 4;
 #pragma unroll
@@ -230,24 +140,28 @@ __device__ void StoreRows(const Params& p, const Work& work, const Consumer& c,
     const int64_t token = work.query_start + work.first_query + query;
     const int64_t head = token * p.a.num_q_heads + work.kv_head * group + rows[i] % group;
     auto* out = reinterpret_cast<uint32_t*>(static_cast<bf16*>(p.a.out) + head * kHeadDim);
-    const float inverse = 1.0f / sum;
+    const float factor = v_scale / sum;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
-      out[4 * j + t] = PackBf16(c.o[4 * j + 2 * i] * inverse, c.o[4 * j + 2 * i + 1] * inverse);
+      out[4 * j + t] = PackBf16(c.o[4 * j + 2 * i] * factor, c.o[4 * j + 2 * i + 1] * factor);
     }
   }
 }
 
 // A tile of work, of which this warpgroup has 64 rows; the first loads counts all that came before.
+template <class Cache>
 __device__ void Attend(const Params& p, const Work& work, int buffer, int first_load,
-                       Shared& shared) {
+                       Shared<Cache>& shared) {
   const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % kWarpSize;
   const int group = p.a.num_q_heads / p.a.num_kv_heads;
   const int row = threadIdx.x / kWarpSize * 16 + lane / 4;
   const int rows[2] = {row, row + 8};
   const int positions[2] = {work.Position(rows[0] / group), work.Position(rows[1] / group)};
   const int first_position = work.Position(warpgroup * 64 / group);
-  const float scale = p.a.scale * 1.44269504f;  // exponentials in base 2
+  const float* scales = p.a.kv_scales;
+  const float k_scale = sizeof(Cache) == 1 ? scales[work.kv_head] : 1.0f;
+  const float v_scale = sizeof(Cache) == 1 ? scales[p.a.num_kv_heads + work.kv_head] : 1.0f;
+  const float scale = p.a.scale * k_scale * 1.44269504f;  // exponentials in base 2
   const char* q = shared.q[buffer] + warpgroup * 64 * 128;
   auto token_of = [&](int i) { return (work.num_tiles - 1 - i) * kTokens; };
   auto stage_of = [&](int i) { return (first_load + i) % kStages; };
@@ -294,10 +208,11 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
   c.MultiplyValues(shared.v[stage_of(last)]);
   WgmmaWait<0>();
   if (lane == 0) Arrive(&shared.v_empty[stage_of(last)]);
-  StoreRows(p, work, c, rows);
+  StoreRows(p, work, c, v_scale, rows);
 }
 
-__device__ void Consume(const Params& p, Shared& shared) {
+template <class Cache>
+__device__ void Consume(const Params& p, Shared<Cache>& shared) {
   if (threadIdx.x >= 128) PassTurn(1);  // the first warpgroup begins
   for (int n = 0, loads = 0;; ++n) {
     const int buffer = n % 2;
@@ -309,11 +224,12 @@ __device__ void Consume(const Params& p, Shared& shared) {
   }
 }
 
+template <class Cache>
 __global__ void __launch_bounds__(kThreads, 1)
     PrefillAttention(const Params p, const __grid_constant__ CUtensorMap queries,
                      const __grid_constant__ CUtensorMap cache) {
   extern __shared__ __align__(1024) char shared_bytes[];
-  auto& shared = *reinterpret_cast<Shared*>(
+  auto& shared = *reinterpret_cast<Shared<Cache>*>(
       (reinterpret_cast<uintptr_t>(shared_bytes) + 1023) / 1024 * 1024);
   AllowNext();
   if (threadIdx.x == 0) {
@@ -322,21 +238,47 @@ __global__ void __launch_bounds__(kThreads, 1)
       InitBarrier(&shared.q_empty[i], kConsumers / kWarpSize);
     }
     for (int i = 0; i < kStages; ++i) {
-      InitBarrier(&shared.k_full[i], 1);
-      InitBarrier(&shared.v_full[i], 1);
+      InitBarrier(&shared.k_full[i], sizeof(Cache) == 1 ? kConverters : 1);
+      InitBarrier(&shared.v_full[i], sizeof(Cache) == 1 ? kConverters : 1);
       InitBarrier(&shared.k_empty[i], kConsumers / kWarpSize);
       InitBarrier(&shared.v_empty[i], kConsumers / kWarpSize);
     }
+    InitBarrier(&shared.staged_k_full, 1);
+    InitBarrier(&shared.staged_v_full, 1);
+    InitBarrier(&shared.staged_k_empty, kConverters);
+    InitBarrier(&shared.staged_v_empty, kConverters);
+    shared.staged_end = 0;
     FenceBarrierInit();
   }
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x / kWarpSize == kConsumers / kWarpSize) Produce(p, &queries, &cache, shared);
+    if (threadIdx.x / kWarpSize == kConsumers / kWarpSize) {
+      Produce(p, &queries, &cache, shared);
+    } else if constexpr (sizeof(Cache) == 1) {
+      Convert(shared);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     Consume(p, shared);
   }
+}
+
+template <class Cache>
+cudaError_t Run(const Params& p, cudaStream_t stream) {
+  const dlk_attention& a = p.a;
+  const int group = a.num_q_heads / a.num_kv_heads, queries_per_tile = kRows / group;
+  const uint64_t rows = static_cast<uint64_t>(a.num_blocks) * 2 * a.num_kv_heads * a.block_size;
+  CUtensorMap queries, cache;
+  cudaError_t error =
+      EncodeHeads(&queries, a.q, a.num_tokens, a.num_q_heads, kHeadDim, queries_per_tile, group);
+  if (error != cudaSuccess) return error;
+  // Pairs of E4M3 values are copied as one of bf16.
+  error = EncodeMatrix(&cache, a.kv_cache, rows, kHeadDim * sizeof(Cache) / 2, a.block_size);
+  if (error != cudaSuccess) return error;
+  const int max_tiles = (a.num_tokens / queries_per_tile + a.num_seqs) * a.num_kv_heads;
+  return Launch(PrefillAttention<Cache>, std::min(max_tiles, kMultiprocessors), kThreads,
+                sizeof(Shared<Cache>) + 1024, stream, p, queries, cache);
 }
 
 }  // namespace
@@ -345,24 +287,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream) {
   using namespace dlcore::kernels;
   const dlk_attention& a = *args;
-  if (a.head_dim != kHeadDim || a.num_q_heads % a.num_kv_heads != 0 || a.kv_scales != nullptr ||
-      a.query_start_loc == nullptr || a.num_q_heads / a.num_kv_heads > kRows ||
-      a.block_size < 16 || a.block_size > kTokens || (a.block_size & (a.block_size - 1)) != 0) {
+  if (a.head_dim != kHeadDim || a.num_q_heads % a.num_kv_heads != 0 ||
+      a.query_start_loc == nullptr || a.num_q_heads / a.num_kv_heads > kRows || a.block_size < 16 ||
+      a.block_size > kTokens || (a.block_size & (a.block_size - 1)) != 0) {
     return cudaErrorInvalidValue;
   }
   if (a.num_seqs == 0 || a.num_tokens == 0) return cudaSuccess;
   auto* counters = reinterpret_cast<int*>(a.workspace);
   Params p{a, 0, min_query, counters, counters + 1};
   while (1 << p.block_shift < a.block_size) ++p.block_shift;
-  const int group = a.num_q_heads / a.num_kv_heads, queries_per_tile = kRows / group;
-  const uint64_t rows = static_cast<uint64_t>(a.num_blocks) * 2 * a.num_kv_heads * a.block_size;
-  CUtensorMap queries, cache;
-  cudaError_t error =
-      EncodeHeads(&queries, a.q, a.num_tokens, a.num_q_heads, kHeadDim, queries_per_tile, group);
-  if (error != cudaSuccess) return error;
-  error = EncodeMatrix(&cache, a.kv_cache, rows, kHeadDim, a.block_size);
-  if (error != cudaSuccess) return error;
-  const int max_tiles = (a.num_tokens / queries_per_tile + a.num_seqs) * a.num_kv_heads;
-  return Launch(PrefillAttention, std::min(max_tiles, kMultiprocessors), kThreads,
-                sizeof(Shared) + 1024, stream, p, queries, cache);
+  return a.kv_scales != nullptr ? Run<fp8>(p, stream) : Run<bf16>(p, stream);
 }

@@ -69,6 +69,11 @@ def test_decode_leaves_prefilling_sequences_alone_and_can_run_again() -> None:
         ([2] * 70 + [200], [300] * 70 + [201], {"num_q_heads": 8}),
         ([100, 33], [1133, 33], {"block_size": 32, "num_kv_heads": 2, "num_q_heads": 14}),
         ([100, 33], [1133, 2100], {"block_size": 64, "num_kv_heads": 4, "num_q_heads": 32}),
+        ([300], [300], {"fp8": True}),
+        ([77, 1, 128, 5], [77, 50, 1000, 4096], {"fp8": True, "num_q_heads": 32}),
+        ([2] * 70 + [200], [300] * 70 + [201], {"fp8": True, "num_q_heads": 8}),
+        ([100, 33], [1133, 2100], {"fp8": True, "block_size": 64, "num_kv_heads": 4}),
+        ([700] * 40, [700] * 40, {"fp8": True, "block_size": 32}),
     ],
 )
 def test_prefill_is_causal_over_the_context(

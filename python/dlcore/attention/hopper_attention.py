@@ -57,7 +57,7 @@ class HopperAttention:
         )
         out = torch.empty_like(q)
         kernels.decode_attention(q, paged, out, self.workspace)
-        if is_mixed and kv_scales is None and q.shape[2] == kernels.PREFILL_HEAD_DIM:
+        if is_mixed and q.shape[2] == kernels.PREFILL_HEAD_DIM:
             kernels.prefill_attention(q, paged, out, self.prefill_workspace)
         elif is_mixed:
             triton_attention.prefill_attention(

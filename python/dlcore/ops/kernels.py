@@ -365,7 +365,7 @@ def prefill_attention(
 ) -> None:
     """Fills out [T, Hq, D] for the sequences with more than `min_query` query tokens; causal.
 
-    D is PREFILL_HEAD_DIM, the cache bf16, `kv.query_start_loc` given.
+    D is PREFILL_HEAD_DIM, `kv.query_start_loc` given.
     """
     _call("dlk_prefill_attention", _attention_args(q, kv, out, workspace), min_query)
 
