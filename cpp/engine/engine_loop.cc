@@ -97,10 +97,12 @@ void EngineLoop::DeliverKv() {
   if (kv_link_ != nullptr) kv_link_->Deliver(&scheduler_);
 }
 
-// Right after a commit's outputs were taken to batch_, which names their leases,
-// and after a plan, which starts pulls.
+// After a plan, which starts pulls and grants leases, and after a commit, which
+// says what may be read. A lease's name is wanted before its step is over.
 void EngineLoop::PostKv() {
-  if (kv_link_ != nullptr) kv_link_->Post(&scheduler_, &batch_);
+  if (kv_link_ == nullptr) return;
+  kv_link_->Post(&scheduler_, &batch_);
+  outputs_.Push(&batch_);
 }
 
 Status EngineLoop::LaunchSteps() {
@@ -174,6 +176,8 @@ void EngineLoop::RestWithWork() {
     resting_since_ = SteadyClock::now();
     rest_s_ = kFirstRestSeconds;
   }
+  // A pull follows another node's computation, and has a timeout of its own.
+  if (scheduler_.Stats().num_migrating > 0) resting_since_ = SteadyClock::now();
   if (options_.watchdog_timeout_s > 0 &&
       SecondsSince(*resting_since_) > options_.watchdog_timeout_s) {
     // The device and the loop are well, so only these requests fail.
@@ -219,7 +223,7 @@ void EngineLoop::PublishStats() {
   stats_.num_finished = now.num_finished;
   stats_.queue_time = now.queue_time;
   stats_.num_migrating = now.num_migrating;
-  stats_.num_kv_leases = now.num_held;
+  stats_.num_kv_leases = now.num_lent;
   stats_.num_migrations = now.num_migrations;
   stats_.num_failed_migrations = now.num_failed_migrations;
   num_running_.store(now.num_running, std::memory_order_relaxed);

@@ -139,7 +139,7 @@ void KvLink::TakeReturned(Scheduler* scheduler) {
   for (const LeaseRef lease : returned) {
     const auto it = requests_.find(lease.epoch);
     DLCORE_CHECK(it != requests_.end()) << "a lease nobody made";
-    scheduler->ReturnHeld(it->second);
+    scheduler->ReturnLent(it->second);
     by_request_.erase(it->second);
     requests_.erase(it);
   }
@@ -154,35 +154,39 @@ void KvLink::Post(Scheduler* scheduler, OutputBatch* batch) {
   }
   for (const RequestId id : work_.aborts) migrator_->Abort(id);
   for (auto& sources : work_.releases) migrator_->Release(std::move(sources));
-  for (const HeldKv& held : work_.held) {
-    Lease(held, batch);
-    if (!by_request_.contains(held.id)) scheduler->ReturnHeld(held.id);
-  }
+  for (KvGrant& grant : work_.grants) Grant(std::move(grant), scheduler, batch);
+  for (const KvProgress& progress : work_.progress) Advance(progress);
+  for (const RequestId id : work_.revoked) Abort(id);
 }
 
-// The step that wrote the KV is over, so every layer may be read at once.
-void KvLink::Lease(const HeldKv& held, OutputBatch* batch) {
+void KvLink::Grant(KvGrant grant, Scheduler* scheduler, OutputBatch* batch) {
   LeaseRef lease;
-  Status status = leases_->Create(held.blocks, held.num_tokens, &lease);
+  const Status status = leases_->Create(std::move(grant.blocks), grant.num_tokens, &lease);
   if (!status.ok()) {
     Log(LogLevel::kError,
-        "no lease for request " + std::to_string(held.id.value) + ": " + status.message());
-    return;
+        "no lease for request " + std::to_string(grant.id.value) + ": " + status.message());
+    return scheduler->ReturnLent(grant.id);
   }
-  requests_[lease.epoch] = held.id;
-  by_request_[held.id] = lease;
-  status = leases_->MarkLayersDone(lease, static_cast<int32_t>(options_.layout.layers.size()));
-  DLCORE_CHECK(status.ok()) << status.message();
-  const auto row = std::ranges::find_if(batch->outputs.rbegin(), batch->outputs.rend(),
-                                        [&](const auto& out) { return out.id == held.id; });
-  DLCORE_CHECK(row != batch->outputs.rend()) << "held KV without an output";
-  row->kv_lease = KvLease{lease, held.num_tokens};
+  requests_[lease.epoch] = grant.id;
+  by_request_[grant.id] = lease;
+  if (grant.tokens_done > 0) Advance({grant.id, grant.tokens_done});
+  SequenceOutput& row = batch->outputs.emplace_back();
+  row.id = grant.id;
+  row.num_cached_tokens = grant.tokens_done;
+  row.kv_lease = KvLease{lease, grant.num_tokens};
+}
+
+void KvLink::Advance(const KvProgress& progress) {
+  const auto it = by_request_.find(progress.id);
+  if (it == by_request_.end()) return;
+  // Refused: it was released or has expired just now.
+  static_cast<void>(leases_->MarkTokensDone(it->second, progress.tokens_done));
 }
 
 void KvLink::Abort(RequestId id) {
   const auto it = by_request_.find(id);
   if (it == by_request_.end()) return;
-  static_cast<void>(leases_->Release(it->second));  // refused: a reader ended it just now
+  static_cast<void>(leases_->Abort(it->second));  // refused: a reader ended it just now
 }
 
 }  // namespace dlcore

@@ -34,9 +34,9 @@ class KvLink {
   // Tells the scheduler which pulls ended and which held KV came back, and ends
   // leases past their time.
   void Deliver(Scheduler* scheduler);
-  // Posts what the scheduler wants; names the new leases in `batch`'s rows.
+  // Posts what the scheduler wants; adds a row to `batch` for every new lease.
   void Post(Scheduler* scheduler, OutputBatch* batch);
-  // Ends the lease of a finished request, if it has one.
+  // Ends the lease of a request, if it has one.
   void Abort(RequestId id);
   // True while leases may expire, so Deliver must be called now and then.
   [[nodiscard]] bool holds_leases() const { return !requests_.empty(); }
@@ -55,7 +55,8 @@ class KvLink {
   [[nodiscard]] PoolMemory* memory() const {
     return device_memory_ != nullptr ? device_memory_.get() : &HostPoolMemory();
   }
-  void Lease(const HeldKv& held, OutputBatch* batch);
+  void Grant(KvGrant grant, Scheduler* scheduler, OutputBatch* batch);
+  void Advance(const KvProgress& progress);
   void TakeReturned(Scheduler* scheduler);
 
   const KvTransferOptions options_;

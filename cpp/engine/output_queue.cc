@@ -74,6 +74,7 @@ void OutputQueue::Merge(SequenceOutput row) {
   into.stop_token = row.stop_token;
   into.num_cached_tokens = row.num_cached_tokens;
   into.error = std::move(row.error);
+  if (row.kv_lease) into.kv_lease = row.kv_lease;
 }
 
 void OutputQueue::Close(FinishReason reason, std::string_view message) {

@@ -48,7 +48,7 @@ Scheduler::~Scheduler() = default;
 Status Scheduler::Submit(Request request) {
   Status status = ValidateRequest(request, options_);
   if (!status.ok()) return status;
-  if (sequences_.contains(request.id) || held_.contains(request.id)) {
+  if (sequences_.contains(request.id) || lent_.contains(request.id)) {
     return Status::InvalidArgument("request id " + std::to_string(request.id.value) +
                                    " is in use; ids must be unique");
   }
@@ -112,7 +112,6 @@ size_t Scheduler::CommitSequence(const PlannedSequence& planned, const StepResul
     needs_sweep_ |= !sequence->in_flight();
     return end;
   }
-  FinishReason reason = FinishReason::kNone;
   if (end > row) {
     SequenceOutput& out = NewOutput(*sequence);
     const int32_t max_logprobs = options_.limits.max_logprobs;
@@ -121,10 +120,9 @@ size_t Scheduler::CommitSequence(const PlannedSequence& planned, const StepResul
           ReadLogprobs(result, row, max_logprobs, sequence->sampling().prompt_logprobs));
     }
     if (planned.samples) TakeToken(sequence, result, sampled_row, &out);
-    reason = out.finish_reason;
   }
   Publish(sequence, planned.end());
-  if (reason == FinishReason::kLength && sequence->holds_kv()) Hold(sequence);
+  if (sequence->lent) kv_work_.progress.push_back({sequence->id(), planned.end()});
   if (sequence->state != SequenceState::kRunning) needs_sweep_ |= !sequence->in_flight();
   return end;
 }
@@ -135,6 +133,7 @@ void Scheduler::TakeToken(Sequence* sequence, const StepResult& result, size_t r
   if (token < 0 || token >= options_.limits.vocab_size) {
     out->finish_reason = FinishReason::kError;
     out->error = "the sampler found no token: its masks allow none, or the logits are not numbers";
+    Revoke(sequence);
     Finish(sequence);
     return;
   }
@@ -156,7 +155,8 @@ void Scheduler::TakeToken(Sequence* sequence, const StepResult& result, size_t r
 
 void Scheduler::Publish(Sequence* sequence, int32_t num_computed) {
   // The oldest plan is the one being committed; duplicates may be read by the newest.
-  kv_.Publish(&sequence->cache, sequence->tokens(), num_computed, &plans_.Newest().retired);
+  std::vector<BlockId>* retired = sequence->lent ? &sequence->replaced : &plans_.Newest().retired;
+  kv_.Publish(&sequence->cache, sequence->tokens(), num_computed, retired);
 }
 
 // Ends a sequence without an output of its own; Sweep takes it away.
@@ -181,6 +181,7 @@ void Scheduler::FinishWithOutput(Sequence* sequence, FinishReason reason, std::s
   SequenceOutput& out = NewOutput(*sequence);
   out.finish_reason = reason;
   out.error = error;
+  Revoke(sequence);
   Finish(sequence);
 }
 
@@ -199,7 +200,11 @@ void Scheduler::Sweep() {
   std::erase_if(running_, [this](Sequence* sequence) {
     const bool stays = sequence->state == SequenceState::kRunning || sequence->in_flight();
     if (stays) return false;
-    kv_.Release(&sequence->cache);
+    if (sequence->lent) {
+      KeepLent(sequence);
+    } else {
+      ReleaseBlocks(sequence);
+    }
     free_slots_.push_back(sequence->slot);
     if (sequence->state == SequenceState::kFinished) {
       Destroy(sequence);
@@ -209,6 +214,11 @@ void Scheduler::Sweep() {
     }
     return true;
   });
+}
+
+void Scheduler::ReleaseBlocks(Sequence* sequence) {
+  kv_.DropRetired(&sequence->replaced);
+  kv_.Release(&sequence->cache);
 }
 
 void Scheduler::Destroy(Sequence* sequence) {

@@ -32,11 +32,18 @@ struct StepResult {
   std::span<const float> top_logprobs;      // [rows, max_logprobs]
 };
 
-// Blocks of a finished sequence, kept until ReturnHeld.
-struct HeldKv {
+// KV of a request with hold_kv, from its admission on: to be put under a lease,
+// and kept until ReturnLent.
+struct KvGrant {
   RequestId id;
   LeaseBlocks blocks;
-  int32_t num_tokens = 0;  // whose KV is written
+  int32_t num_tokens = 0;   // that will be written
+  int32_t tokens_done = 0;  // of them written already: cached
+};
+
+struct KvProgress {
+  RequestId id;
+  int32_t tokens_done = 0;
 };
 
 // What the scheduler asks of whoever moves KV between nodes.
@@ -44,10 +51,13 @@ struct KvWork {
   std::vector<MigrationRequest> pulls;                 // timeouts are the receiver's to set
   std::vector<RequestId> aborts;                       // of pulls; each still ends in an event
   std::vector<std::vector<MigrationSource>> releases;  // remote leases nobody will read
-  std::vector<HeldKv> held;                            // to be put under leases
+  std::vector<KvGrant> grants;
+  std::vector<KvProgress> progress;  // of grants
+  std::vector<RequestId> revoked;    // grants whose request ended before its KV was written
 
   [[nodiscard]] bool empty() const {
-    return pulls.empty() && aborts.empty() && releases.empty() && held.empty();
+    return pulls.empty() && aborts.empty() && releases.empty() && grants.empty() &&
+           progress.empty() && revoked.empty();
   }
 };
 
@@ -66,7 +76,7 @@ struct SchedulerStats {
   uint64_t num_finished = 0;
   TimeHistogram queue_time;  // from Submit to the first plan
   int32_t num_migrating = 0;
-  int32_t num_held = 0;  // finished requests whose KV waits for a reader
+  int32_t num_lent = 0;  // requests whose KV is under a lease
   uint64_t num_migrations = 0;
   uint64_t num_failed_migrations = 0;
 };
@@ -115,8 +125,9 @@ class Scheduler {
   void TakeKvWork(KvWork* out);
   // Pulls that ended, well or not.
   void Advance(std::span<const MigrationEvent> events);
-  // The KV held for `id` is no longer needed. Unknown ids are ignored.
-  void ReturnHeld(RequestId id);
+  // The lease on the KV of `id` has ended: nobody reads its blocks any more.
+  // Unknown ids are ignored.
+  void ReturnLent(RequestId id);
 
   // True while anything is queued, running or uncommitted.
   [[nodiscard]] bool HasWork() const;
@@ -126,6 +137,10 @@ class Scheduler {
 
  private:
   enum class Admission : uint8_t { kAdmitted, kSkipped, kBlocked };
+  struct LentKv {
+    SequenceCache cache;
+    std::vector<BlockId> replaced;  // see Sequence::replaced
+  };
 
   // Planning (scheduler_plan.cc).
   void PlanRunning(PlanRecord* record);
@@ -150,7 +165,9 @@ class Scheduler {
   void FinishPull(Sequence* sequence, const Status& status);
   void PublishPulled(Sequence* sequence, int32_t num_pulled);
   void ReleaseSource(Sequence* sequence);
-  void Hold(Sequence* sequence);
+  void Lend(Sequence* sequence, int32_t tokens_done);
+  void Revoke(Sequence* sequence);
+  void KeepLent(Sequence* sequence);
 
   // Results (scheduler.cc).
   size_t CommitSequence(const PlannedSequence& planned, const StepResult& result, size_t row);
@@ -159,6 +176,7 @@ class Scheduler {
   void Finish(Sequence* sequence);
   void FinishWithOutput(Sequence* sequence, FinishReason reason, std::string_view error);
   void Sweep();
+  void ReleaseBlocks(Sequence* sequence);
   void Destroy(Sequence* sequence);
   SequenceOutput& NewOutput(const Sequence& sequence);
 
@@ -178,7 +196,7 @@ class Scheduler {
   const Sequence* blocked_ = nullptr;  // head of the queue that did not fit last time,
   int32_t blocked_until_ = 0;          // and the available blocks it needs
   std::vector<SequenceOutput> outputs_;
-  std::unordered_map<RequestId, SequenceCache> held_;
+  std::unordered_map<RequestId, LentKv> lent_;  // of requests that have ended
   KvWork kv_work_;
   SchedulerStats stats_;
   uint64_t num_submitted_ = 0;

@@ -78,6 +78,7 @@ void Scheduler::FinishPull(Sequence* sequence, const Status& status) {
     sequence->FinishPull(end);
     stats_.num_prompt_tokens += static_cast<uint64_t>(sequence->prompt_len());
     PublishPulled(sequence, end);
+    if (sequence->to_lend()) Lend(sequence, end);
     return;
   }
   if (sequence->kv_source()->recompute_on_failure) {
@@ -102,24 +103,44 @@ void Scheduler::ReleaseSource(Sequence* sequence) {
   kv_work_.releases.push_back(std::move(sequence->TakeKvSource()->sources));
 }
 
-// Moves the finished sequence's blocks out of its hands.
-// REQUIRES: kLength ended it, so no plan in flight goes beyond its end
-void Scheduler::Hold(Sequence* sequence) {
-  DLCORE_CHECK(!sequence->in_flight()) << "held while a plan writes its blocks";
+// From now on its blocks may be read by others, as far as they are written.
+// REQUIRES: its table covers all known tokens
+void Scheduler::Lend(Sequence* sequence, int32_t tokens_done) {
   const auto blocks = sequence->cache.table.blocks();
-  HeldKv& held = kv_work_.held.emplace_back();
-  held.id = sequence->id();
-  held.blocks.emplace_back(blocks.begin(), blocks.end());
-  held.num_tokens = sequence->num_planned();
-  held_.emplace(sequence->id(), std::exchange(sequence->cache, SequenceCache()));
+  KvGrant& grant = kv_work_.grants.emplace_back();
+  grant.id = sequence->id();
+  grant.blocks.emplace_back(blocks.begin(), blocks.end());
+  grant.num_tokens = sequence->num_known();
+  grant.tokens_done = tokens_done;
+  sequence->StartLending();
+  ++stats_.num_lent;
 }
 
-void Scheduler::ReturnHeld(RequestId id) {
-  const auto it = held_.find(id);
-  if (it == held_.end()) return;
-  kv_.Release(&it->second);
-  kv_.Detach(&it->second);
-  held_.erase(it);
+// Its KV will not be written to the end, so nobody need wait for it.
+void Scheduler::Revoke(Sequence* sequence) {
+  if (sequence->lent) kv_work_.revoked.push_back(sequence->id());
+}
+
+// Moves the blocks of a sequence that has ended out of its hands.
+void Scheduler::KeepLent(Sequence* sequence) {
+  LentKv& kept = lent_[sequence->id()];
+  kept.cache = std::exchange(sequence->cache, SequenceCache());
+  kept.replaced = std::move(sequence->replaced);
+}
+
+void Scheduler::ReturnLent(RequestId id) {
+  if (const auto it = lent_.find(id); it != lent_.end()) {
+    kv_.DropRetired(&it->second.replaced);
+    kv_.Release(&it->second.cache);
+    kv_.Detach(&it->second.cache);
+    lent_.erase(it);
+    --stats_.num_lent;
+    return;
+  }
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || !it->second->lent) return;
+  it->second->lent = false;  // it goes on, or ends, for itself
+  --stats_.num_lent;
 }
 
 }  // namespace dlcore

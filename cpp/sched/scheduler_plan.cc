@@ -121,7 +121,9 @@ bool Scheduler::BlocksAreReturning() const {
 }
 
 // True when waiting brings blocks back: a lease or a migration has them.
-bool Scheduler::BlocksAreElsewhere() const { return !held_.empty() || stats_.num_migrating > 0; }
+bool Scheduler::BlocksAreElsewhere() const {
+  return stats_.num_lent > 0 || stats_.num_migrating > 0;
+}
 
 bool Scheduler::IsAlone(const Sequence* sequence) const {
   return std::ranges::none_of(running_, [sequence](const Sequence* s) {
@@ -134,11 +136,11 @@ std::string Scheduler::TooSmallPool() const {
          std::to_string(options_.num_kv_blocks) + "); raise num_kv_blocks";
 }
 
-// The youngest sequence of the lowest priority. One that may be planned exists:
-// whoever asks is running.
+// The youngest sequence of the lowest priority, but none whose blocks others may
+// read. One exists: whoever asks is running, and what is lent has all its blocks.
 Sequence* Scheduler::FindVictim() const {
   const auto it = std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) {
-    return s->state == SequenceState::kRunning;
+    return s->state == SequenceState::kRunning && !s->lent;
   });
   return *it;
 }
@@ -149,7 +151,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   preempted_ = true;
   needs_sweep_ = true;
   // The slot follows in Sweep; the blocks are wanted now.
-  if (!sequence->in_flight()) kv_.Release(&sequence->cache);
+  if (!sequence->in_flight()) ReleaseBlocks(sequence);
 }
 
 void Scheduler::AdmitWaiting(PlanRecord* record) {
@@ -173,13 +175,16 @@ Scheduler::Admission Scheduler::TryAdmit(Sequence* sequence, PlanRecord* record)
   ReleaseSource(sequence);
   const Chunk chunk = policy_.Fit(*sequence, room_);
   const int32_t end = cached + chunk.num_tokens;
-  // A step's worth of blocks is enough to start. A preempted sequence waits until
-  // all it had fits again, or it would be preempted over and over.
-  const int32_t tokens = sequence->was_preempted ? sequence->num_known() : end;
+  // A step's worth of blocks is enough to start; a reader has to know all of them. A
+  // preempted sequence waits until all it had fits again, or it would be preempted
+  // over and over.
+  const int32_t reserved = sequence->to_lend() ? sequence->num_known() : end;
+  const int32_t tokens = sequence->was_preempted ? sequence->num_known() : reserved;
   const int32_t missing = kv_.BlocksFor(tokens) - sequence->cache.table.size();
-  const bool fits_step = chunk.num_tokens > 0 && kv_.BlocksFor(end) <= room_.block_updates;
+  const bool fits_step = chunk.num_tokens > 0 && kv_.BlocksFor(reserved) <= room_.block_updates;
   if (fits_step && missing <= kv_.num_available()) {
-    Admit(sequence, cached, end);
+    Admit(sequence, cached, reserved);
+    if (sequence->to_lend()) Lend(sequence, cached);
     AddToPlan(sequence, chunk, &record->plan);
     return Admission::kAdmitted;
   }

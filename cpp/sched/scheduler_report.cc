@@ -30,7 +30,6 @@ SchedulerStats Scheduler::Stats() const {
   SchedulerStats stats = stats_;
   stats.num_running = static_cast<int32_t>(running_.size());
   stats.num_waiting = static_cast<int32_t>(waiting_.size());
-  stats.num_held = static_cast<int32_t>(held_.size());
   stats.num_free_blocks = kv_.pool().num_free();
   stats.num_cached_blocks = kv_.pool().num_cached();
   stats.num_referenced_blocks = kv_.pool().num_referenced();
@@ -41,7 +40,7 @@ std::string Scheduler::DebugString() const {
   Text out;
   const SchedulerStats stats = Stats();
   out << "running " << stats.num_running << ", waiting " << stats.num_waiting << ", migrating "
-      << stats.num_migrating << ", held " << stats.num_held << ", uncommitted plans "
+      << stats.num_migrating << ", lent " << stats.num_lent << ", uncommitted plans "
       << plans_.size() << ", blocks free " << stats.num_free_blocks << " cached "
       << stats.num_cached_blocks << " referenced " << stats.num_referenced_blocks << " total "
       << stats.num_kv_blocks << ", preemptions " << stats.num_preemptions << "\n";

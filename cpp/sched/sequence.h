@@ -48,7 +48,8 @@ class Sequence {
   [[nodiscard]] std::optional<KvSource> TakeKvSource() {
     return std::exchange(request_.kv_source, std::nullopt);
   }
-  [[nodiscard]] bool holds_kv() const { return request_.hold_kv; }
+  // Its KV is to be put under a lease, and was not yet.
+  [[nodiscard]] bool to_lend() const { return request_.hold_kv; }
   // EOS ids (unless ignored) and the request's stop ids.
   [[nodiscard]] const std::vector<TokenId>& stop_ids() const { return stop_ids_; }
 
@@ -95,6 +96,10 @@ class Sequence {
   // Transitions of the progress counters.
   void Admit(SlotId slot, int32_t num_cached);
   void StartPull(SlotId slot);
+  void StartLending() {
+    request_.hold_kv = false;
+    lent = true;
+  }
   void FinishPull(int32_t num_pulled);
   void StartFrom(int32_t num_cached) { num_planned_ = num_cached; }
   void Plan(int32_t num_tokens, bool samples, int32_t num_prompt_rows);
@@ -107,9 +112,13 @@ class Sequence {
   SequenceState state = SequenceState::kWaiting;
   bool was_preempted = false;
   bool pulling = false;  // a migration may write its blocks, whatever its state
+  bool lent = false;     // others may read its blocks: it is not preempted
   SlotId slot = kNoSlot;
   int32_t num_cached_tokens = -1;  // of the prompt; set at the first admission
   SequenceCache cache;
+  // Blocks that equal ones of the prefix cache took the place of while it was lent:
+  // readers still know them.
+  std::vector<BlockId> replaced;
 
  private:
   // What every step reads lies together, above and here: with a thousand

@@ -61,6 +61,14 @@ Status CheckResumed(const Request& request, const EngineOptions& options) {
   return CheckIds("resume_token_ids", resumed, options.limits.vocab_size);
 }
 
+// What is lent has all its blocks from the start.
+Status CheckLent(const Request& request) {
+  const auto left =
+      request.sampling.max_tokens - static_cast<int64_t>(request.resume_token_ids.size());
+  if (!request.hold_kv || left == 1) return Status::Ok();
+  return Bad("hold_kv: max_tokens must leave one token to generate, not " + std::to_string(left));
+}
+
 Status CheckNumbers(const SamplingParams& p) {
   if (!(p.temperature >= 0.0f) || std::isinf(p.temperature)) {
     return Bad("temperature must be a finite number >= 0");
@@ -142,6 +150,7 @@ Status ValidateRequest(const Request& request, const EngineOptions& options) {
   Status status = CheckPrompt(request, options);
   if (status.ok()) status = CheckNumbers(p);
   if (status.ok()) status = CheckResumed(request, options);
+  if (status.ok()) status = CheckLent(request);
   if (status.ok()) status = CheckLogprobs(p, options.limits);
   if (status.ok()) status = CheckBias(p, options.limits);
   if (status.ok()) status = CheckTokenLists(p, options.limits.vocab_size);

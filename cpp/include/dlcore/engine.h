@@ -34,7 +34,7 @@ struct EngineStats {
   uint64_t num_finished = 0;
   TimeHistogram queue_time;
   int32_t num_migrating = 0;  // sequences whose KV is being pulled
-  int32_t num_kv_leases = 0;  // finished requests whose KV waits for a reader
+  int32_t num_kv_leases = 0;  // requests whose KV is under a lease
   uint64_t num_migrations = 0;
   uint64_t num_failed_migrations = 0;
   // The loop.

@@ -20,10 +20,10 @@ struct TokenLogprobs {
   std::vector<float> top_logprobs;
 };
 
-// The KV of a finished sequence, kept for a reader.
+// The KV of a sequence, kept for a reader.
 struct KvLease {
   LeaseRef lease;
-  int32_t num_tokens = 0;  // whose KV is written
+  int32_t num_tokens = 0;  // whose KV is written, or will be
 };
 
 // What one sequence got in one step (or since the front end last looked).
@@ -36,7 +36,7 @@ struct SequenceOutput {
   TokenId stop_token = -1;          // the id that ended it (kStop)
   int32_t num_cached_tokens = 0;    // prompt tokens not computed here: cached or pulled
   std::string error;                // kError: why
-  std::optional<KvLease> kv_lease;  // last output of a request with hold_kv that kLength ended
+  std::optional<KvLease> kv_lease;  // first output of a request with hold_kv
 };
 
 // All outputs of one step, handed over at once.

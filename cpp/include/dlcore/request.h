@@ -76,8 +76,10 @@ struct Request {
   // hold only what follows them. Fewer than max_tokens.
   std::vector<TokenId> resume_token_ids;
   std::optional<KvSource> kv_source;  // decode: pull this instead of computing it
-  // Prefill: when max_tokens ends the request, its KV goes under a lease, which
-  // its last output names, instead of back to the pool.
+  // Prefill: from its admission on, the request's KV is under a lease, which an
+  // output names as soon as it exists. Readers follow the computation. The lease
+  // outlives a request that ends by itself; an abort or an error ends it too.
+  // REQUIRES: one token is left to generate
   bool hold_kv = false;
 };
 

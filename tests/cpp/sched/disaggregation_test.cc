@@ -22,7 +22,8 @@ class TwoEngines {
  public:
   explicit TwoEngines(uint32_t seed)
       : random_(seed),
-        prefill_(RandomOptions()),
+        prefill_options_(RandomOptions()),
+        prefill_(prefill_options_),
         decode_options_(RandomOptions()),
         decode_(decode_options_) {}
 
@@ -37,7 +38,7 @@ class TwoEngines {
     for (int i = 0; i < 200000 && HasWork(); ++i) Turn();
     ASSERT_FALSE(HasWork()) << prefill_.scheduler().DebugString()
                             << decode_.scheduler().DebugString();
-    ASSERT_EQ(prefill_.scheduler().Stats().num_held, 0);
+    ASSERT_EQ(prefill_.scheduler().Stats().num_lent, 0);
     prefill_.CheckBlocks();
     decode_.CheckBlocks();
     CheckAnswers();
@@ -45,13 +46,23 @@ class TwoEngines {
 
   int num_answers = 0;
   int num_failed = 0;
+  int num_early_tokens = 0;
   SchedulerStats Stats() { return decode_.scheduler().Stats(); }
+  SchedulerStats PrefillStats() { return prefill_.scheduler().Stats(); }
 
  private:
   struct Transfer {
     MigrationRequest pull;
-    int turns_left = 0;
+    int turns_left = 0;  // that it takes when all is written
     Status status;
+    int32_t pulled = 0;  // tokens before it are here
+  };
+  struct Lease {
+    KvGrant grant;
+    int32_t tokens_done = 0;
+    bool early = false;          // the decode engine knows of it before it is filled
+    int turns_left = 0;          // while it ends: of the last read in flight
+    std::vector<uint64_t> read;  // while it ends: what that read must see
   };
 
   int32_t Pick(int32_t low, int32_t high) {
@@ -99,6 +110,12 @@ class TwoEngines {
 
   void SubmitOne() {
     Request request = RandomRequest();
+    if (Chance(20)) {  // a whole request beside those it prefills
+      whole_.insert(request.id.value);
+      requests_[request.id.value] = request;
+      ASSERT_TRUE(prefill_.scheduler().Submit(std::move(request)).ok());
+      return;
+    }
     requests_[request.id.value] = request;
     request.sampling.max_tokens = 1;
     request.sampling.prompt_logprobs = -1;
@@ -117,7 +134,7 @@ class TwoEngines {
 
   bool HasWork() {
     return prefill_.scheduler().HasWork() || decode_.scheduler().HasWork() || !transfers_.empty() ||
-           !leases_.empty() || !handed_over_.empty();
+           !leases_.empty() || !ending_.empty() || !handed_over_.empty();
   }
 
   void Turn() {
@@ -130,6 +147,7 @@ class TwoEngines {
     TakeDecodeWork();
     HandOver();
     MoveKv();
+    EndLeases();
     if (!leases_.empty() && Chance(2)) Return(leases_.begin()->first);  // its TTL
   }
 
@@ -137,13 +155,72 @@ class TwoEngines {
     KvWork work;
     prefill_.scheduler().TakeKvWork(&work);
     ASSERT_TRUE(work.pulls.empty());
-    for (HeldKv& held : work.held) {
-      handed_over_[held.id.value] = held.num_tokens;
-      leases_[held.id.value] = std::move(held);
+    for (KvGrant& grant : work.grants) {
+      const uint64_t id = grant.id.value;
+      ASSERT_FALSE(forwarded_.contains(id)) << "two leases";
+      const bool early = Chance(60);
+      if (early) handed_over_[id] = grant.num_tokens;
+      leases_[id] = {std::move(grant), 0, early, 0, {}};
+      leases_[id].tokens_done = leases_[id].grant.tokens_done;
     }
+    for (const KvProgress& progress : work.progress) {
+      const auto lease = leases_.find(progress.id.value);
+      if (lease == leases_.end()) continue;
+      ASSERT_GT(progress.tokens_done, lease->second.tokens_done);
+      lease->second.tokens_done = progress.tokens_done;
+    }
+    for (const RequestId id : work.revoked) End(id.value);
+    HandOverFinished();
+  }
+
+  // Whose lease was not handed over while it was filled.
+  void HandOverFinished() {
     for (const auto& [id, got] : prefill_.received()) {
-      if (got.reason == FinishReason::kStop && !forwarded_.contains(id)) handed_over_[id] = 0;
+      const bool length = got.reason == FinishReason::kLength;
+      const bool done = length || got.reason == FinishReason::kStop;
+      if (!done || whole_.contains(id) || forwarded_.contains(id)) continue;
+      if (handed_over_.contains(id)) continue;
+      const auto lease = leases_.find(id);
+      const bool kept = length && lease != leases_.end();
+      if (kept) {
+        ASSERT_EQ(lease->second.tokens_done, lease->second.grant.num_tokens);
+      }
+      handed_over_[id] = kept ? lease->second.grant.num_tokens : 0;
+      if (!kept) End(id);  // one token was the whole answer
     }
+  }
+
+  // No new read may begin; one may be in flight.
+  void End(uint64_t id) {
+    const auto it = leases_.find(id);
+    if (it == leases_.end()) return;
+    Lease lease = std::move(it->second);
+    leases_.erase(it);
+    lease.turns_left = Pick(0, 4);
+    for (int32_t t = 0; t < Ready(lease); ++t) lease.read.push_back(Kv(lease, t));
+    ending_.push_back(std::move(lease));
+  }
+
+  void EndLeases() {
+    std::erase_if(ending_, [this](Lease& lease) {
+      if (lease.turns_left-- > 0) return false;
+      for (size_t t = 0; t < lease.read.size(); ++t) {
+        EXPECT_EQ(Kv(lease, static_cast<int32_t>(t)), lease.read[t]) << "written under a read";
+      }
+      prefill_.scheduler().ReturnLent(lease.grant.id);
+      return true;
+    });
+  }
+
+  uint64_t Kv(const Lease& lease, int32_t token) {
+    return prefill_.device().Kv(lease.grant.blocks.front(), token);
+  }
+
+  // Tokens in blocks that are written to their end.
+  int32_t Ready(const Lease& lease) const {
+    const int32_t size = prefill_options_.limits.block_size;
+    const int32_t done = lease.tokens_done;
+    return done == lease.grant.num_tokens ? done : done / size * size;
   }
 
   // The router: finished prompts go to the decode engine.
@@ -169,7 +246,8 @@ class TwoEngines {
     KvWork work;
     decode_.scheduler().TakeKvWork(&work);
     for (MigrationRequest& pull : work.pulls) {
-      Transfer transfer{std::move(pull), Pick(0, 12), Status::Ok()};
+      const int32_t first = pull.first_token;
+      Transfer transfer{std::move(pull), Pick(0, 12), Status::Ok(), first};
       if (Chance(15)) transfer.status = Status::Unavailable("lost");
       transfers_.push_back(std::move(transfer));
     }
@@ -186,16 +264,16 @@ class TwoEngines {
   void MoveKv() {
     std::vector<MigrationEvent> events;
     std::erase_if(transfers_, [&](Transfer& transfer) {
-      if (transfer.turns_left-- > 0) return false;
       const MigrationRequest& pull = transfer.pull;
       const auto lease = leases_.find(pull.sources.front().lease.id);
       if (transfer.status.ok() && lease == leases_.end()) {
         transfer.status = Status::PermissionDenied("lease expired");
       }
-      for (int32_t t = pull.first_token; t < pull.num_tokens; ++t) {
-        const uint64_t garbage = random_();
-        decode_.device().Kv(pull.local_blocks.front(), t) =
-            transfer.status.ok() ? prefill_.device().Kv(lease->second.blocks.front(), t) : garbage;
+      if (transfer.status.ok()) Pull(&transfer, lease->second);
+      const bool waits = transfer.status.ok() && transfer.pulled < pull.num_tokens;
+      if (waits || transfer.turns_left-- > 0) return false;
+      for (int32_t t = pull.first_token; t < pull.num_tokens && !transfer.status.ok(); ++t) {
+        decode_.device().Kv(pull.local_blocks.front(), t) = random_();
       }
       if (transfer.status.ok()) Return(lease->first);
       events.push_back({pull.id, transfer.status, 0});
@@ -205,13 +283,27 @@ class TwoEngines {
     decode_.Collect();
   }
 
+  // What is written and not here yet.
+  void Pull(Transfer* transfer, const Lease& lease) {
+    const int32_t end = std::min(Ready(lease), transfer->pull.num_tokens);
+    for (; transfer->pulled < end; ++transfer->pulled) {
+      decode_.device().Kv(transfer->pull.local_blocks.front(), transfer->pulled) =
+          Kv(lease, transfer->pulled);
+      if (lease.tokens_done < lease.grant.num_tokens) ++num_early_tokens;
+    }
+  }
+
   void Return(uint64_t id) {
-    if (leases_.erase(id) > 0) prefill_.scheduler().ReturnHeld(RequestId(id));
+    if (leases_.erase(id) > 0) prefill_.scheduler().ReturnLent(RequestId(id));
   }
 
   void CheckAnswers() {
     const Reference reference(decode_options_);
     for (const auto& [id, request] : requests_) {
+      if (whole_.contains(id)) {
+        CheckWhole(request);
+        continue;
+      }
       if (!forwarded_.contains(id)) {
         ASSERT_TRUE(aborted_.contains(id)) << "request " << id << " was lost";
         continue;
@@ -238,7 +330,16 @@ class TwoEngines {
     }
   }
 
+  void CheckWhole(const Request& request) {
+    const Received& got = prefill_.received().at(request.id.value);
+    if (got.reason == FinishReason::kAbort) return;
+    const Answer want = Reference(prefill_options_).Run(request, nullptr);
+    ASSERT_EQ(got.tokens, want.tokens) << got.error;
+    ASSERT_EQ(got.reason, want.reason);
+  }
+
   std::mt19937 random_;
+  EngineOptions prefill_options_;
   Simulation prefill_;
   EngineOptions decode_options_;
   Simulation decode_;
@@ -247,13 +348,17 @@ class TwoEngines {
   std::set<uint64_t> aborted_;
   std::set<uint64_t> forwarded_;
   std::map<uint64_t, int32_t> handed_over_;  // tokens under lease, 0 = none
-  std::map<uint64_t, HeldKv> leases_;
+  std::set<uint64_t> whole_;                 // requests that the prefill engine serves alone
+  std::map<uint64_t, Lease> leases_;
+  std::vector<Lease> ending_;
   std::vector<Transfer> transfers_;
 };
 
 TEST(Disaggregation, EveryRequestGetsThePlainAnswerAndEveryBlockReturns) {
   int answers = 0;
   int failed = 0;
+  int early_tokens = 0;
+  uint64_t prefill_preemptions = 0;
   SchedulerStats total;
   for (int seed = 0; seed < kScenes; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -262,6 +367,8 @@ TEST(Disaggregation, EveryRequestGetsThePlainAnswerAndEveryBlockReturns) {
     if (HasFatalFailure()) return;
     answers += engines.num_answers;
     failed += engines.num_failed;
+    early_tokens += engines.num_early_tokens;
+    prefill_preemptions += engines.PrefillStats().num_preemptions;
     const SchedulerStats stats = engines.Stats();
     total.num_migrations += stats.num_migrations;
     total.num_failed_migrations += stats.num_failed_migrations;
@@ -273,6 +380,8 @@ TEST(Disaggregation, EveryRequestGetsThePlainAnswerAndEveryBlockReturns) {
   EXPECT_GT(total.num_migrations, 3000u);
   EXPECT_GT(total.num_failed_migrations, 500u);
   EXPECT_GT(total.num_preemptions, 100u);
+  EXPECT_GT(prefill_preemptions, 50u);
+  EXPECT_GT(early_tokens, 5000);
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ class Simulation {
     const SchedulerStats stats = scheduler_.Stats();
     ASSERT_EQ(stats.num_free_blocks + stats.num_cached_blocks + stats.num_referenced_blocks,
               options_.num_kv_blocks);
-    if (!scheduler_.HasWork() && stats.num_held == 0) {
+    if (!scheduler_.HasWork() && stats.num_lent == 0) {
       ASSERT_EQ(stats.num_referenced_blocks, 0);
     }
   }
