@@ -28,7 +28,7 @@ from dlcore.core_request import (
 from dlcore.detokenizer import DetokenizerFactory
 from dlcore.engine_client import EngineDeadError, QueueFullError
 from dlcore.kv_peer import KvPeer
-from dlcore.outputs import CompletionOutput
+from dlcore.outputs import CompletionOutput, KvLease
 from dlcore.request_state import OutputSink, RequestState
 from dlcore.resumption import ResumeTokenIds, check_resume
 from dlcore.sampling_params import ParameterError, SamplingParams
@@ -184,13 +184,13 @@ class EngineSession:
                 request.sink(refused)
                 continue
             self._read_prompt_logprobs(batch, row, request)
+            if request.hold_kv and (named := batch.kv_lease(row)) is not None:
+                request.lend(KvLease(*named))
             if not ids and not finish:
                 continue
             wanted = request.params.logprobs is not None
             logprobs = batch.logprobs(row) if wanted else ()
             delta = completion.advance(ids, finish, stop_token, logprobs)
-            if request.hold_kv and finish and self.kv_peer is not None:
-                request.kv_lease = self.kv_peer.take_lease(batch, row, delta)
             self._close_if_finished(core_id, request, delta, core_finished=finish != 0)
             request.deliver(delta, batch.error(row) if finish == FINISH_ERROR else None)
             if request.unsubmitted:

@@ -11,7 +11,7 @@ from typing import Any
 from dlcore.config import KvTransferConfig
 from dlcore.kv_link import KvLink, NamedLease
 from dlcore.kv_ticket import KvTicket, TicketError, open_ticket, prompt_hash, sign_ticket
-from dlcore.outputs import CompletionOutput, KvLease
+from dlcore.outputs import KvLease
 
 logger = logging.getLogger("dlcore.kv")
 
@@ -35,22 +35,18 @@ class KvPeer:
         """Where this node's leases are read; empty on a decode node."""
         return self._link.endpoints
 
-    def take_lease(self, batch: Any, row: int, delta: CompletionOutput) -> KvLease | None:
-        """The lease a request's last row (of a _core.OutputBatch) names. One whose answer a stop
-        string ended is of no use and given up."""
-        named = batch.kv_lease(row)
-        if named is None:
-            return None
-        lease = KvLease(*named)
-        if delta.finish_reason == "length":
-            return lease
+    def give_up(self, lease: KvLease) -> None:
+        """Ends a lease of this node that nobody was told of."""
         self._link.release(lease.lease_id, lease.epoch)
-        return None
 
     def ticket(
-        self, lease: KvLease, prompt_token_ids: Sequence[int], cache_salt: str, first_token: int
+        self,
+        lease: KvLease,
+        prompt_token_ids: Sequence[int],
+        cache_salt: str,
+        first_token: int | None = None,
     ) -> str:
-        """The signed name of a lease of this node."""
+        """The signed name of a lease of this node. `first_token`: None while it is not known."""
         ticket = KvTicket(
             endpoints=self.endpoints,
             lease_id=lease.lease_id,

@@ -27,14 +27,15 @@ class TicketError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvTicket:
-    """`endpoints`: where the lease is served, one per transport; `expires`: unix seconds."""
+    """`endpoints`: where the lease is served, one per transport; `first_token`: None in a ticket
+    granted before it was computed; `expires`: unix seconds."""
 
     endpoints: tuple[str, ...]
     lease_id: int
     epoch: int
     num_tokens: int
     prompt_hash: str
-    first_token: int
+    first_token: int | None
     expires: float
 
     @property

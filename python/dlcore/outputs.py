@@ -37,7 +37,8 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class KvLease:
-    """The prompt's KV, kept by the engine for a reader (see kv_peer)."""
+    """The prompt's KV, kept by the engine for a reader (see kv_peer). `num_tokens`: that are
+    written, or will be."""
 
     lease_id: int
     epoch: int
@@ -59,4 +60,5 @@ class RequestOutput:
     # True for the first output of a resumed request: it repeats what was generated elsewhere
     # (without logprobs), for readers that keep a state. It is not new.
     resumed: bool = False
-    kv_lease: KvLease | None = None  # with the last output of a request that asked for it
+    # From the first output on, which may hold no token, of a request that asked for it.
+    kv_lease: KvLease | None = None

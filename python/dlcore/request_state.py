@@ -56,6 +56,15 @@ class RequestState:
     def finished(self) -> bool:
         return self.num_open == 0
 
+    def lend(self, lease: KvLease) -> None:
+        """Delivers the lease, before any token."""
+        self.kv_lease = lease
+        self.sink(
+            RequestOutput(
+                self.request_id, self.prompt, self.prompt_token_ids, [], False, kv_lease=lease
+            )
+        )
+
     def deliver(self, delta: CompletionOutput, error: str | None = None) -> None:
         if delta.finish_reason is not None:
             self.num_open -= 1

@@ -19,7 +19,7 @@ from dlcore.router.policies import Policy, RoutingRequest
 from dlcore.router.pool import BackendPool
 from dlcore.router.resume import ChoiceAbortedError, ResumableStream
 from dlcore.router.retry_budget import RetryBudget
-from dlcore.router.sse import DONE, EventSplitter, data_of
+from dlcore.router.sse import DONE, data_of
 from dlcore.router.upstream import Answer, NodeError, ask
 
 END_OF_STREAM = DONE + b"\n\n"
@@ -57,9 +57,12 @@ class Dispatcher:
         while True:
             backend = await attempts.next()
             try:
-                sent = await self._prefill.prepared(backend, path, body, model, route)
-                data = msgspec.json.encode(sent)
-                async with self._open(backend, route, "POST", path, data=data) as answer:
+                async with (
+                    self._prefill.prepared(backend, path, body, model, route) as sent,
+                    self._open(
+                        backend, route, "POST", path, data=msgspec.json.encode(sent)
+                    ) as answer,
+                ):
                     content_type = answer.headers.get("content-type", "application/json")
                     return answer.status, content_type, await answer.body()
             except NodeError as failure:
@@ -81,8 +84,10 @@ class Dispatcher:
             sent = stream.request(request_id) if backend.resumable else body
             had = stream.num_tokens
             try:
-                sent = await self._prefill.prepared(backend, path, sent, model, route)
-                async with self._open(backend, route, "POST", path, json=sent) as answer:
+                async with (
+                    self._prefill.prepared(backend, path, sent, model, route) as asked,
+                    self._open(backend, route, "POST", path, json=asked) as answer,
+                ):
                     async for piece in self._relay(answer, backend, stream):
                         yield answer.status, piece
                 return
@@ -127,7 +132,7 @@ class Dispatcher:
             yield await answer.body()
             return
         ended = False
-        async for event in _events(answer):
+        async for event in answer.events():
             ended = ended or event == DONE
             piece = self._piece(event, backend, stream)
             if piece:
@@ -189,17 +194,5 @@ async def _whole_events(answer: Answer) -> AsyncIterator[bytes]:
     if answer.status != 200:
         yield await answer.body()
         return
-    async for event in _events(answer):
+    async for event in answer.events():
         yield event + b"\n\n"
-
-
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
-    """Raises NodeError when the node goes away, or sends what cannot be an event."""
-    splitter = EventSplitter()
-    async for chunk in answer.chunks():
-        try:
-            events = splitter.push(chunk)
-        except ValueError as wrong:
-            raise NodeError(str(wrong)) from None
-        for event in events:
-            yield event

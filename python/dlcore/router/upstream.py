@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from dlcore.router.backend import Backend, State
+from dlcore.router.sse import EventSplitter
 
 # Statuses after which another node may do better; the rest is the client's own doing.
 RETRYABLE = frozenset({429, 500, 502, 503, 504})
@@ -56,6 +57,17 @@ class Answer:
             if not chunk:
                 return
             yield chunk
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Raises NodeError when the node goes away, or sends what cannot be an event."""
+        splitter = EventSplitter()
+        async for chunk in self.chunks():
+            try:
+                events = splitter.push(chunk)
+            except ValueError as wrong:
+                raise NodeError(str(wrong)) from None
+            for event in events:
+                yield event
 
     async def _first_of(self, read: asyncio.Future[bytes]) -> bytes:
         while True:

@@ -18,7 +18,7 @@ from dlcore.serve.collect import Collected, Collector
 from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.generation import Generation, run_to_end
-from dlcore.serve.handover import handed_over, with_handover
+from dlcore.serve.handover import handed_over, ticket_stream, with_handover
 from dlcore.serve.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from dlcore.serve.record import new_id, record_of, safe_id
 from dlcore.serve.schemas.chat import ChatChoice, ChatCompletion, ChatRequest, ChoiceLogprobs
@@ -42,6 +42,8 @@ class ChatEndpoint:
         generation = Generation(ctx.engine, ctx.metrics, record, [call.job])
         response_id = f"chatcmpl-{safe_id(body.request_id) or new_id()}"
         texts = TokenTexts(ctx.engine.tokenizer, bool(body.return_tokens_as_token_ids))
+        if (tickets := ticket_stream(ctx, body, generation)) is not None:
+            return tickets
         if body.stream:
             chunks = ChatChunks(
                 response_id, int(time.time()), record.model, null_usage=_wants_usage(body)

@@ -15,7 +15,7 @@ from dlcore.serve.completion_stream import CompletionStream
 from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.generation import Generation, Job, run_to_end
-from dlcore.serve.handover import handed_over, with_handover
+from dlcore.serve.handover import handed_over, ticket_stream, with_handover
 from dlcore.serve.logprobs import TokenTexts, prompt_logprobs
 from dlcore.serve.record import new_id, record_of, safe_id
 from dlcore.serve.schemas.common import make_usage
@@ -38,6 +38,8 @@ class CompletionEndpoint:
         generation = Generation(ctx.engine, ctx.metrics, record, jobs)
         response_id = f"cmpl-{safe_id(body.request_id) or new_id()}"
         texts = TokenTexts(ctx.engine.tokenizer, bool(body.return_tokens_as_token_ids))
+        if (tickets := ticket_stream(ctx, body, generation)) is not None:
+            return tickets
         if body.stream:
             encoder = CompletionStream(
                 body,
