@@ -38,10 +38,17 @@ PyType_Slot kEngineSlots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Traverse
 
 using StatsDict = nb::typed<nb::dict, nb::str, nb::float_>;
 
+constexpr std::pair<const char*, LeaseRefusal> kRefusalNames[kNumLeaseRefusals] = {
+    {"num_kv_refused_key", LeaseRefusal::kKey},
+    {"num_kv_refused_unknown", LeaseRefusal::kUnknown},
+    {"num_kv_refused_ended", LeaseRefusal::kEnded},
+    {"num_kv_refused_outside", LeaseRefusal::kOutside},
+};
+
 // "queue_time_le_0.01"; the last bucket is "queue_time_le_inf".
-std::string QueueTimeKey(size_t bucket) {
+std::string BucketKey(const char* name, size_t bucket) {
   Text key;
-  key << "queue_time_le_";
+  key << name << "_le_";
   if (bucket < TimeHistogram::kBounds.size()) {
     key << TimeHistogram::kBounds[bucket];
   } else {
@@ -50,10 +57,40 @@ std::string QueueTimeKey(size_t bucket) {
   return key.str();
 }
 
+void Set(nb::dict* d, const std::string& name, double value) { (*d)[name.c_str()] = value; }
+
+void SetHistogram(nb::dict* d, const char* name, const TimeHistogram& histogram) {
+  for (size_t i = 0; i < histogram.counts.size(); ++i) {
+    Set(d, BucketKey(name, i), static_cast<double>(histogram.counts[i]));
+  }
+  Set(d, std::string(name) + "_seconds", histogram.seconds);
+}
+
+void SetKvCounters(nb::dict* d, const LeaseCounters& leases, const MigrationCounters& pulls) {
+  const auto add = [d](const char* name, uint64_t n) { Set(d, name, static_cast<double>(n)); };
+  add("num_leases_granted", leases.granted);
+  add("num_leases_released", leases.released);
+  add("num_leases_aborted", leases.aborted);
+  add("num_leases_expired", leases.expired);
+  add("num_kv_bytes_served", leases.bytes);
+  add("num_kv_bytes_served_early", leases.early_bytes);
+  for (const auto& [name, reason] : kRefusalNames) {
+    add(name, leases.refused[static_cast<size_t>(reason)]);
+  }
+  add("num_pulls_completed", pulls.completed);
+  add("num_pulls_failed", pulls.failed);
+  add("num_pulls_aborted", pulls.aborted);
+  add("num_kv_bytes_pulled", pulls.bytes);
+  add("num_kv_bytes_pulled_early", pulls.early_bytes);
+  SetHistogram(d, "pull_time", pulls.seconds);
+}
+
 StatsDict Stats(const PyEngine& self) {
   const EngineStats s = self.engine().Stats();
   nb::dict d;
-  const auto add = [&d](const char* name, auto value) { d[name] = static_cast<double>(value); };
+  const auto add = [&d](const char* name, auto value) {
+    Set(&d, name, static_cast<double>(value));
+  };
   add("num_running", s.num_running);
   add("num_waiting", s.num_waiting);
   add("num_free_blocks", s.num_free_blocks);
@@ -66,10 +103,7 @@ StatsDict Stats(const PyEngine& self) {
   add("num_prefix_queries", s.num_prefix_queries);
   add("num_prefix_hits", s.num_prefix_hits);
   add("num_finished", s.num_finished);
-  for (size_t i = 0; i < s.queue_time.counts.size(); ++i) {
-    add(QueueTimeKey(i).c_str(), s.queue_time.counts[i]);
-  }
-  add("queue_time_seconds", s.queue_time.seconds);
+  SetHistogram(&d, "queue_time", s.queue_time);
   add("num_steps", s.num_steps);
   add("step_cpu_seconds", s.step_cpu_seconds);
   add("device_wait_seconds", s.device_wait_seconds);
@@ -77,6 +111,7 @@ StatsDict Stats(const PyEngine& self) {
   add("num_kv_leases", s.num_kv_leases);
   add("num_migrations", s.num_migrations);
   add("num_failed_migrations", s.num_failed_migrations);
+  SetKvCounters(&d, s.leases, s.pulls);
   add("healthy", s.healthy ? 1 : 0);
   return StatsDict(d);
 }

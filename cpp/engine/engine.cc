@@ -204,7 +204,15 @@ bool Engine::Poll(double timeout_s, OutputBatch* out) {
 }
 int Engine::output_fd() const { return impl_->loop->outputs().fd(); }
 void Engine::Wake() { impl_->loop->Wake(); }
-EngineStats Engine::Stats() const { return impl_->loop->Stats(); }
+EngineStats Engine::Stats() const {
+  EngineStats stats = impl_->loop->Stats();
+  const std::lock_guard lock(impl_->kv_mutex);
+  if (const KvLink* link = impl_->loop->kv_link(); link != nullptr) {
+    stats.leases = link->lease_counters();
+    stats.pulls = link->migration_counters();
+  }
+  return stats;
+}
 std::string Engine::DebugString() const { return impl_->loop->DebugString(); }
 
 }  // namespace dlcore

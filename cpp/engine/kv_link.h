@@ -43,6 +43,8 @@ class KvLink {
 
   // Any thread.
   Status Release(LeaseRef lease) { return leases_->Release(lease); }
+  [[nodiscard]] LeaseCounters lease_counters() const { return leases_->counters(); }
+  [[nodiscard]] MigrationCounters migration_counters() const { return migrator_->counters(); }
   // What readers connect to; fixed once created.
   [[nodiscard]] const std::vector<std::string>& endpoints() const { return endpoints_; }
   // The endpoint this engine should use among those another one offers.

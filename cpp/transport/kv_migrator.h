@@ -10,22 +10,12 @@
 #include <thread>
 #include <vector>
 
-#include "dlcore/time_histogram.h"
+#include "dlcore/kv_counters.h"
 #include "dlcore/transport.h"
 #include "dlcore/types.h"
 #include "transport/kv_migration.h"
 
 namespace dlcore {
-
-// Since the migrator was made.
-struct MigrationCounters {
-  uint64_t completed = 0;
-  uint64_t failed = 0;
-  uint64_t aborted = 0;
-  uint64_t bytes = 0;        // asked for by migrations that have ended
-  uint64_t early_bytes = 0;  // of them, before the owner had written all
-  TimeHistogram seconds;     // from Post to the end of completed ones
-};
 
 // Pulls leased KV into local blocks, layer by layer, starting while the owner
 // still computes. Connecting, planning and copying happen on its own threads;
@@ -58,7 +48,7 @@ class KvMigrator {
   void Release(std::vector<MigrationSource> sources);
   // Appends what ended since the last call.
   void PollCompleted(std::vector<MigrationEvent>* out);
-  // Any thread.
+  // Since it was made. Any thread.
   [[nodiscard]] MigrationCounters counters() const;
 
  private:

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "dlcore/kv_counters.h"
 #include "dlcore/status.h"
 #include "dlcore/transport.h"
 #include "transport/lease_state.h"
@@ -28,26 +28,6 @@ struct MemoryRange {
 struct LayerRange {
   uint64_t offset = 0;  // from the layer's base
   uint64_t length = 0;
-};
-
-// Why a reader was turned away.
-enum class LeaseRefusal : uint8_t {
-  kKey,      // it does not hold the deployment's key
-  kUnknown,  // no lease has this id and epoch
-  kEnded,    // released or expired
-  kOutside,  // a range or layer that is not under the lease
-};
-inline constexpr size_t kNumLeaseRefusals = 4;
-
-// Since the table was made.
-struct LeaseCounters {
-  uint64_t granted = 0;
-  uint64_t released = 0;  // by the reader, or by whoever held its name
-  uint64_t aborted = 0;   // by the owner
-  uint64_t expired = 0;
-  uint64_t bytes = 0;        // read
-  uint64_t early_bytes = 0;  // of them, while the owner was still filling the lease
-  std::array<uint64_t, kNumLeaseRefusals> refused{};
 };
 
 // The blocks a prefill (or encoder) node has promised to readers, and the only
@@ -107,6 +87,7 @@ class LeaseTable {
   [[nodiscard]] const KvLayout& layout() const { return layout_; }
   // Leases not yet Released or Expired.
   [[nodiscard]] int32_t num_live() const;
+  // Since the table was made.
   [[nodiscard]] LeaseCounters counters() const;
 
  private:

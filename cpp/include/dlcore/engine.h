@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dlcore/kv_counters.h"
 #include "dlcore/kv_transfer.h"
 #include "dlcore/options.h"
 #include "dlcore/output.h"
@@ -37,6 +38,9 @@ struct EngineStats {
   int32_t num_kv_leases = 0;  // requests whose KV is under a lease
   uint64_t num_migrations = 0;
   uint64_t num_failed_migrations = 0;
+  // Of the transports, as they are now; zero where the engine moves no KV.
+  LeaseCounters leases;
+  MigrationCounters pulls;
   // The loop.
   uint64_t num_steps = 0;
   double step_cpu_seconds = 0;  // plan + fill + launch + commit, summed

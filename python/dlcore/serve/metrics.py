@@ -38,7 +38,7 @@ _ENGINE_GAUGES = (
     ("kv_cache_cached_blocks", "KV blocks that only the prefix cache holds.", "num_cached_blocks"),
     ("kv_cache_used_blocks", "KV blocks of requests and leases.", "num_referenced_blocks"),
     ("kv_cache_total_blocks", "KV blocks in all.", "num_kv_blocks"),
-    ("kv_leases", "Prompts whose KV waits for a decode node.", "num_kv_leases"),
+    ("kv_leases", "Prompts whose KV is promised to a decode node.", "num_kv_leases"),
     ("kv_pulls_running", "Requests whose KV is on its way here.", "num_migrating"),
 )
 _ENGINE_COUNTERS = (
@@ -49,10 +49,33 @@ _ENGINE_COUNTERS = (
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "num_prefix_hits"),
     ("kv_pulls", "Prompts whose KV was asked of a prefill node.", "num_migrations"),
     ("kv_pull_failures", "Pulls that failed.", "num_failed_migrations"),
+    ("kv_pull_aborts", "Pulls given up because their request ended.", "num_pulls_aborted"),
+    ("kv_pulled_bytes", "KV pulled from prefill nodes.", "num_kv_bytes_pulled"),
+    (
+        "kv_pulled_early_bytes",
+        "KV pulled while its prompt was still being computed.",
+        "num_kv_bytes_pulled_early",
+    ),
+    ("kv_leases_granted", "Prompts whose KV was promised.", "num_leases_granted"),
+    ("kv_leases_released", "Leases that their reader ended.", "num_leases_released"),
+    ("kv_leases_aborted", "Leases that ended with their request.", "num_leases_aborted"),
+    ("kv_leases_expired", "Leases that nobody ended in time.", "num_leases_expired"),
+    ("kv_served_bytes", "KV read from this node.", "num_kv_bytes_served"),
+    (
+        "kv_served_early_bytes",
+        "KV read while its prompt was still being computed.",
+        "num_kv_bytes_served_early",
+    ),
     ("engine_steps", "Steps of the engine loop.", "num_steps"),
     ("engine_step_cpu_seconds", "CPU time of planning and launching steps.", "step_cpu_seconds"),
     ("engine_device_wait_seconds", "Time waiting for the device.", "device_wait_seconds"),
 )
+_ENGINE_HISTOGRAMS = (
+    ("request_queue_time_seconds", "Submission to first step.", "queue_time"),
+    ("kv_pull_seconds", "From asking for a prompt's KV to having it.", "pull_time"),
+)
+# Why a reader was turned away: kv_counters.h.
+_REFUSALS = ("key", "unknown", "ended", "outside")
 
 EngineStats = Callable[[], Mapping[str, float]]
 
@@ -148,26 +171,29 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(PREFIX + name, help, labels=names)
             counter.add_metric(values, stats.get(key, 0))
             yield counter
-        yield queue_time(stats, self._labels)
+        refused = CounterMetricFamily(
+            f"{PREFIX}kv_refusals", "Readers of KV turned away.", labels=[*names, "reason"]
+        )
+        for reason in _REFUSALS:
+            refused.add_metric([*values, reason], stats.get(f"num_kv_refused_{reason}", 0))
+        yield refused
+        for name, help, key in _ENGINE_HISTOGRAMS:
+            yield core_histogram(stats, key, name, help).family(self._labels)
 
 
-def queue_time(stats: Mapping[str, float], labels: dict[str, str]) -> HistogramMetricFamily:
-    """The core's histogram of the time from submission to the first step (time_histogram.h)."""
-    prefix = "queue_time_le_"
+def core_histogram(stats: Mapping[str, float], key: str, name: str, help: str) -> Histogram:
+    """A histogram of the core (time_histogram.h), which the stats hold as `key`_le_BOUND."""
+    prefix = f"{key}_le_"
     counts = {
-        float(key.removeprefix(prefix)): int(value)
-        for key, value in stats.items()
-        if key.startswith(prefix)
+        float(bucket.removeprefix(prefix)): int(value)
+        for bucket, value in stats.items()
+        if bucket.startswith(prefix)
     }
-    histogram = Histogram(
-        f"{PREFIX}request_queue_time_seconds",
-        "Submission to first step.",
-        sorted(bound for bound in counts if bound != float("inf")),
-    )
+    histogram = Histogram(PREFIX + name, help, sorted(b for b in counts if b != float("inf")))
     if counts:
         histogram.counts = [counts[bound] for bound in sorted(counts)]
-    histogram.total = stats.get("queue_time_seconds", 0.0)
-    return histogram.family(labels)
+    histogram.total = stats.get(f"{key}_seconds", 0.0)
+    return histogram
 
 
 class _HistogramCollector(Collector):
