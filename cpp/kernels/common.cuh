@@ -104,7 +104,9 @@ __device__ __forceinline__ uint4 Pack8(const float (&v)[8]) {
   return make_uint4(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
                     PackBf16(v[6], v[7]));
 }
-__device__ __forceinline__ float Silu(float x) { return x / (1.0f + __expf(-x)); }
+__device__ __forceinline__ float Silu(float x) {
+  return __fdividef(x, 1.0f + __expf(-x));  // without a division's slow path
+}
 
 // --- Reductions. Every lane of each group of `kWidth` gets the result.
 template <int kWidth = kWarpSize>

@@ -33,6 +33,18 @@ int dlk_tile_linear(const void* x, const void* weight, const void* bias, const v
                     void* out, int num_tokens, int n, int k, int swiglu, int tokens, int rows,
                     int splits, int stages, cudaStream_t stream);
 
+// out [T, N] = f(x [T, K] . weight^T) for hundreds of tokens and more; N and K multiples of 8.
+struct dlk_wide {
+  const void* x;
+  const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
+  const void* residual;  // [T, N] or null: added (not with swiglu)
+  void* out;
+  int num_tokens, n, k, swiglu;
+  int group;  // tiles of 256 tokens that go through the weight together
+  int variant;
+};
+int dlk_wide_linear(const dlk_wide* args, cudaStream_t stream);
+
 // out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
 // With residual: x + residual is normalised, and written to residual_out.
 int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,

@@ -54,6 +54,39 @@ __device__ __forceinline__ void CopyBox(void* shared, const CUtensorMap* map, in
       : "memory");
 }
 
+// The same, to this place of the shared memory of every block of the cluster in `blocks` (a bit
+// each); the bytes count towards the barrier at `barrier`'s place in each of them.
+__device__ __forceinline__ void CopyBoxToCluster(void* shared, const CUtensorMap* map, int row,
+                                                 int column, uint64_t* barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(SharedAddress(shared)),
+      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "h"(blocks)
+      : "memory");
+}
+
+// A box back to its matrix: what lies outside of it is left out. Belongs to this thread's open
+// group of stores.
+__device__ __forceinline__ void StoreBox(const CUtensorMap* map, int row, int column,
+                                         const void* shared) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+      "r"(column), "r"(row), "r"(SharedAddress(shared))
+      : "memory");
+}
+__device__ __forceinline__ void CommitStores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Waits until at most kPending groups of this thread's stores still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void WaitForStoresToRead() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+// What this thread wrote to shared memory is seen by the copy engine.
+__device__ __forceinline__ void FenceForCopyEngine() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // The box whose first element is (token, head, column).
 __device__ __forceinline__ void CopyHeads(void* shared, const CUtensorMap* map, int token, int head,
                                           int column, uint64_t* barrier) {

@@ -14,12 +14,15 @@ from torch.nn import functional
 from dlcore.ops import kernels
 from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.norm import fused_add_rms_norm, rms_norm
+from dlcore.ops.wide_linear import wide_linear, wide_linear_pays
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x: [T, in], weight: [out, in], bias: [out] -> [T, out]."""
     if _is_skinny(x, weight):
         return kernels.skinny_linear(x, weight, bias=bias)
+    if _is_wide(x, weight, bias):
+        return wide_linear(x, weight)
     return functional.linear(x, weight, bias)
 
 
@@ -48,6 +51,8 @@ def norm_swiglu(
     if residual is None and _is_skinny(x, weight):
         return kernels.skinny_linear(x, weight, norm_weight=norm_weight, eps=eps, swiglu=True), x
     normed, stream = _norm(x, residual, norm_weight, eps)
+    if _is_wide(normed, weight):
+        return wide_linear(normed, weight, swiglu=True), stream
     return silu_and_mul(linear(normed, weight)), stream
 
 
@@ -57,11 +62,17 @@ def residual_linear(
     """The stream stream + x W^T + b as a pair. x: [T, in], stream: [T, out]."""
     if _is_skinny(x, weight):
         return kernels.skinny_linear(x, weight, bias=bias, residual=stream), None
+    if _is_wide(x, weight, bias):
+        return wide_linear(x, weight, residual=stream), None
     return functional.linear(x, weight, bias), stream
 
 
 def _is_skinny(x: Tensor, weight: Tensor) -> bool:
     return kernels.usable(x, weight) and kernels.skinny_linear_pays(x.shape[0], weight)
+
+
+def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return bias is None and kernels.usable(x, weight) and wide_linear_pays(x.shape[0], weight)
 
 
 def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
