@@ -29,8 +29,8 @@ __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, int bytes) {
       "r"(bytes)
       : "memory");
 }
-// Waits until the phase of this parity has completed, of the barrier at this shared address.
-__device__ __forceinline__ void WaitAt(uint32_t barrier, int parity) {
+// Waits until the barrier's phase of this parity has completed.
+__device__ __forceinline__ void Wait(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -42,7 +42,7 @@ __device__ __forceinline__ void WaitAt(uint32_t barrier, int parity) {
       : "memory");
 }
 __device__ __forceinline__ void Wait(uint64_t* barrier, int parity) {
-  WaitAt(SharedAddress(barrier), parity);
+  Wait(SharedAddress(barrier), parity);
 }
 // Copies `bytes` (a multiple of 16) to shared memory; they count towards the barrier.
 __device__ __forceinline__ void CopyBulk(void* shared, const void* global, int bytes,

@@ -41,7 +41,6 @@ struct dlk_wide {
   void* out;
   int num_tokens, n, k, swiglu;
   int group;  // tiles of 256 tokens that go through the weight together
-  int variant;
 };
 int dlk_wide_linear(const dlk_wide* args, cudaStream_t stream);
 

@@ -41,7 +41,6 @@ struct Params {
   int num_k_tiles, inner;      // inner: SwiGLU's ups follow this many gates
   int token_tiles, row_tiles;  // of a cluster's outputs
   int group;                   // token tiles that share a sweep through W
-  int skew;
 };
 struct Maps {
   CUtensorMap x, weight, out, residual;
@@ -113,10 +112,10 @@ struct Kernel {
       if (releases) ArriveInCluster(released + of_stage * sizeof(uint64_t));
     }
     // 64 tokens times the tile's rows.
-    __device__ __forceinline__ void Multiply(float (&sums)[kRows / 2], int num_k_tiles, int signal) {
+    __device__ __forceinline__ void Multiply(float (&sums)[kRows / 2], int num_k_tiles) {
       int previous = 0;
       for (int i = 0; i < num_k_tiles; ++i) {
-        WaitAt(full + stage * sizeof(uint64_t), parity);
+        Wait(full + stage * sizeof(uint64_t), parity);
         const uint64_t a = tokens + stage * (kStageBytes >> 4);
         const uint64_t b = rows + stage * (kStageBytes >> 4);
         WgmmaFence();
@@ -127,7 +126,6 @@ struct Kernel {
         WgmmaCommit();
         WgmmaWait<1>();
         if (i > 0) Release(previous);
-        if (i == signal) asm volatile("bar.arrive 5, 256;" ::: "memory");
         previous = stage;
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
@@ -170,8 +168,6 @@ struct Kernel {
     float sums[kRows / 2];
     Walk walk(shared, group);
     int residual_parity = 0;
-    int signal = group == 0 && p.skew > 0 ? min(p.skew, p.num_k_tiles - 1) : -1;
-    if (group == 1 && p.skew > 0) asm volatile("bar.sync 5, 256;" ::: "memory");
     for (int index = blockIdx.x / kCluster; index < p.token_tiles * p.row_tiles;
          index += gridDim.x / kCluster) {
       const TileIndex tile = FindTile(p, index);
@@ -186,8 +182,7 @@ struct Kernel {
           CopyBox(boxes[i], &maps.residual, token, row + i * 64, full);
         }
       }
-      walk.Multiply(sums, p.num_k_tiles, signal);
-      signal = -1;
+      walk.Multiply(sums, p.num_k_tiles);
       if constexpr (kFinish == Finish::kAddResidual) {
         Wait(&shared.residual[group], residual_parity);
         residual_parity ^= 1;
@@ -257,7 +252,7 @@ cudaError_t Run(const dlk_wide& a, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   const Params p{CeilDiv(a.k, kTileK), a.n, CeilDiv(a.num_tokens, kCluster * kTokens),
-                 CeilDiv(a.n, K::kOutRows), a.group, a.variant};
+                 CeilDiv(a.n, K::kOutRows), a.group};
   const int clusters = std::min(kMultiprocessors / kCluster, p.token_tiles * p.row_tiles);
   return LaunchClusters(WideLinear<K>, clusters * kCluster, dim3(kCluster), kThreads,
                         sizeof(typename K::Shared) + 1024, stream, p, maps);

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 
+MIN_TOKENS = 512
+MIN_K = 1024
+TILE = 256  # tokens, and rows of the weight, that two multiprocessors multiply at a time
+TOKEN_TILES_TOGETHER = 8
+MIN_USE = 0.8
+
 _PTR, _INT = ctypes.c_void_p, ctypes.c_int
 
 
@@ -25,14 +31,21 @@ class _Wide(ctypes.Structure):
         ("k", _INT),
         ("swiglu", _INT),
         ("group", _INT),
-        ("variant", _INT),
     )
 
 
 def wide_linear_pays(num_tokens: int, weight: Tensor) -> bool:
-    """Whether `wide_linear` takes this product and beats the library (measured on an H100)."""
+    """Whether `wide_linear` takes this product and is no slower than the library on an H100."""
     rows, k = weight.shape
-    return num_tokens >= 512 and rows >= 1024 and k >= 2048 and rows % 16 == 0 and k % 8 == 0
+    if num_tokens < MIN_TOKENS or k < MIN_K or rows % 16 or k % 8:
+        return False
+    pairs = kernels.MULTIPROCESSORS // 2
+    rounds = -(-_tiles(num_tokens) * _tiles(rows) // pairs)
+    return num_tokens * rows >= MIN_USE * rounds * pairs * TILE * TILE
+
+
+def _tiles(size: int) -> int:
+    return -(-size // TILE)
 
 
 def wide_linear(
@@ -41,13 +54,13 @@ def wide_linear(
     *,
     residual: Tensor | None = None,
     swiglu: bool = False,
-    group: int = 8,
-    variant: int = 0,
+    group: int = TOKEN_TILES_TOGETHER,
 ) -> Tensor:
     """x: [T, K], weight: [N, K] -> [T, N] = x weight^T + residual; float32 sums, rounded once.
 
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     group: tiles of 256 tokens that go through the weight together, to meet in L2.
+    N and K are multiples of 8.
     """
     num_tokens, k = x.shape
     n = weight.shape[0] // (2 if swiglu else 1)
@@ -63,7 +76,6 @@ def wide_linear(
         k=k,
         swiglu=int(swiglu),
         group=group,
-        variant=variant,
     )
     kernels.call("dlk_wide_linear", args)
     return out
