@@ -40,7 +40,7 @@ TEST_P(Conformance, ReadsTheRightBytesOfKvAndOfEmbeddings) {
     const bool embedding = layer == 2;
     const uint64_t block = BlockBytes(owner, embedding ? 1 : 0);
     const uint64_t offset = (embedding ? 9 : 4) * block;
-    std::vector<uint8_t> local((embedding ? 2 : 3) * block);
+    Bytes local((embedding ? 2 : 3) * block);
     const Status s = reader.Read(lease, layer, {RangeTo(offset, local.data(), local.size())});
     ASSERT_TRUE(s.ok()) << s.message();
     const auto& remote = owner.pool.layer(static_cast<size_t>(layer));
@@ -56,8 +56,8 @@ TEST_P(Conformance, ScatteredRangesLandWhereAskedAndNowhereElse) {
   std::mt19937_64 engine(5);
   const uint64_t block = BlockBytes(owner);
   for (int round = 0; round < 20; ++round) {
-    std::vector<uint8_t> local(256 * 1024, 0xee);
-    std::vector<uint8_t> expected = local;
+    Bytes local(256 * 1024, 0xee);
+    Bytes expected = local;
     std::vector<ReadRange> ranges;
     // Up to 10,000 ranges: more than one message may carry.
     const size_t count = round == 0 ? 10'000 : 1 + engine() % 500;
@@ -85,7 +85,7 @@ TEST_P(Conformance, ReadsLargerThanTheWindowArrive) {
                                              13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25},
                                             {}));
   Reader reader(owner.server->endpoint());
-  std::vector<uint8_t> local(26 * BlockBytes(owner));
+  Bytes local(26 * BlockBytes(owner));
   const Status s = reader.Read(lease, 0, {RangeTo(0, local.data(), local.size())});
   ASSERT_TRUE(s.ok()) << s.message();
   EXPECT_TRUE(std::equal(local.begin(), local.end(), owner.pool.layer(0).begin()));
@@ -100,7 +100,7 @@ TEST_P(Conformance, ConcurrentReadersEachGetTheirBytes) {
   for (uint64_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       Reader reader(owner.server->endpoint());
-      std::vector<uint8_t> local(16 * block);
+      Bytes local(16 * block);
       for (int round = 0; round < 25; ++round) {
         std::vector<uint64_t> tags;
         for (uint64_t i = 0; i < 16; ++i) {  // many under way at once
@@ -127,8 +127,8 @@ TEST_P(Conformance, UnauthenticatedReaderIsRefused) {
   Owner owner(GetParam());
   const LeaseRef lease = owner.Lease(Tables({1}, {}));
   Reader stranger(owner.server->endpoint(), "another key of enough bytes");
-  uint8_t byte = 0;
-  EXPECT_EQ(stranger.Read(lease, 0, {RangeTo(BlockBytes(owner), &byte, 1)}).code(),
+  Bytes byte(1);
+  EXPECT_EQ(stranger.Read(lease, 0, {RangeTo(BlockBytes(owner), byte.data(), 1)}).code(),
             StatusCode::kPermissionDenied);
   EXPECT_EQ(stranger.Open(lease).status.code(), StatusCode::kPermissionDenied);
   Reader friendly(owner.server->endpoint());
@@ -147,9 +147,9 @@ TEST_P(Conformance, WrongEpochAndEndedLeasesAreRefused) {
   Owner owner(GetParam());
   const LeaseRef lease = owner.Lease(Tables({1}, {}));
   Reader reader(owner.server->endpoint());
-  uint8_t byte = 0;
+  Bytes byte(1);
   const auto read = [&](LeaseRef name) {
-    return reader.Read(name, 0, {RangeTo(BlockBytes(owner), &byte, 1)}).code();
+    return reader.Read(name, 0, {RangeTo(BlockBytes(owner), byte.data(), 1)}).code();
   };
   EXPECT_EQ(read({lease.id, lease.epoch + 1}), StatusCode::kPermissionDenied);
   EXPECT_EQ(read({lease.id + 1, lease.epoch}), StatusCode::kPermissionDenied);
@@ -169,7 +169,7 @@ TEST_P(Conformance, RangesOutsideTheLeaseAreRefused) {
   owner.pool.AllowOnly(Tables({2, 3}, {5}));
   Reader reader(owner.server->endpoint());
   const uint64_t block = BlockBytes(owner);
-  std::vector<uint8_t> local(8 * block);
+  Bytes local(8 * block);
   const auto read = [&](int32_t layer, uint64_t offset, uint64_t length) {
     return reader.Read(lease, layer, {RangeTo(offset, local.data(), length)}).code();
   };
@@ -202,9 +202,9 @@ TEST_P(Conformance, AbsurdLengthsAreRefused) {
     return FrameFault::kNone;
   });
   Reader reader(owner.server->endpoint(), kKey, &filter);
-  uint8_t byte = 0;
+  Bytes byte(1);
   const auto read = [&] {
-    return reader.Read(lease, 0, {RangeTo(2 * BlockBytes(owner), &byte, 1)});
+    return reader.Read(lease, 0, {RangeTo(2 * BlockBytes(owner), byte.data(), 1)});
   };
   EXPECT_EQ(read().code(), StatusCode::kInvalidArgument);
   corrupt = false;
@@ -218,17 +218,17 @@ TEST_P(Conformance, ReadsWaitForTheirLayer) {
   const LeaseRef lease = owner.Lease(Tables({2}, {}), 1);
   Reader reader(owner.server->endpoint());
   const uint64_t block = BlockBytes(owner);
-  std::vector<uint8_t> local(block);
+  Bytes local(block);
   // Layer 3 waits; layer 0, asked later, does not wait behind it.
   const uint64_t waiting = reader.NextTag();
   reader.client->Read(waiting, lease, 3, {RangeTo(2 * block, local.data(), block)},
                       In(seconds(20)));
-  std::vector<uint8_t> other(block);
+  Bytes other(block);
   ASSERT_TRUE(reader.Read(lease, 0, {RangeTo(2 * block, other.data(), block)}).ok());
   std::fill(owner.pool.layer(3).begin(), owner.pool.layer(3).end(), uint8_t{0x5a});
   ASSERT_TRUE(owner.leases.MarkLayersDone(lease, 4).ok());
   ASSERT_TRUE(reader.Wait(waiting).status.ok());
-  EXPECT_EQ(local, std::vector<uint8_t>(block, 0x5a));
+  EXPECT_EQ(local, Bytes(block, 0x5a));
 }
 
 TEST_P(Conformance, OpenLeaseWaitsForLayersUntilItsDeadline) {
@@ -248,9 +248,10 @@ TEST_P(Conformance, WaitingReadEndsWhenTheLeaseDoes) {
   Owner owner(GetParam());
   const LeaseRef lease = owner.Lease(Tables({2}, {}), 1);
   Reader reader(owner.server->endpoint());
-  uint8_t byte = 0;
+  Bytes byte(1);
   const uint64_t tag = reader.NextTag();
-  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)}, In(seconds(20)));
+  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), byte.data(), 1)},
+                      In(seconds(20)));
   EXPECT_TRUE(owner.leases.Release(lease).ok());
   EXPECT_EQ(reader.Wait(tag).status.code(), StatusCode::kPermissionDenied);
 }
@@ -266,11 +267,11 @@ TEST_P(Conformance, DeadlineHoldsWhenTheOwnerStalls) {
   const LeaseRef lease = owner.Lease(Tables({2}, {}));
   Reader reader(owner.server->endpoint(), kKey, nullptr, milliseconds(100));
   const uint64_t block = BlockBytes(owner);
-  uint8_t byte = 0;
-  ASSERT_TRUE(reader.Read(lease, 0, {RangeTo(2 * block, &byte, 1)}).ok());
+  Bytes byte(1);
+  ASSERT_TRUE(reader.Read(lease, 0, {RangeTo(2 * block, byte.data(), 1)}).ok());
   stall = true;
   const TimePoint start = std::chrono::steady_clock::now();
-  EXPECT_EQ(reader.Read(lease, 0, {RangeTo(2 * block, &byte, 1)}, milliseconds(100)).code(),
+  EXPECT_EQ(reader.Read(lease, 0, {RangeTo(2 * block, byte.data(), 1)}, milliseconds(100)).code(),
             StatusCode::kDeadlineExceeded);
   const auto took = std::chrono::steady_clock::now() - start;
   EXPECT_GE(took, milliseconds(100));
@@ -280,7 +281,7 @@ TEST_P(Conformance, DeadlineHoldsWhenTheOwnerStalls) {
   const TimePoint give_up = In(seconds(20));
   Status s = Status::Unavailable("not tried");
   while (!s.ok() && std::chrono::steady_clock::now() < give_up) {
-    s = reader.Read(lease, 0, {RangeTo(2 * block, &byte, 1)});
+    s = reader.Read(lease, 0, {RangeTo(2 * block, byte.data(), 1)});
   }
   EXPECT_TRUE(s.ok()) << s.message();
 }
@@ -311,13 +312,13 @@ TEST_P(Conformance, LateAnswersLandInNobodysData) {
   const LeaseRef lease = owner.Lease(Tables({2}, {}));
   Reader reader(owner.server->endpoint());
   const uint64_t block = BlockBytes(owner);
-  std::vector<uint8_t> local(block);
+  Bytes local(block);
   ASSERT_EQ(
       reader.Read(lease, 0, {RangeTo(2 * block, local.data(), block)}, milliseconds(50)).code(),
       StatusCode::kDeadlineExceeded);
   std::fill(local.begin(), local.end(), uint8_t{0xaa});
   std::this_thread::sleep_for(milliseconds(600));
-  EXPECT_EQ(local, std::vector<uint8_t>(block, 0xaa));
+  EXPECT_EQ(local, Bytes(block, 0xaa));
   slow = false;
   EXPECT_TRUE(reader.Read(lease, 0, {RangeTo(2 * block, local.data(), block)}).ok());
   EXPECT_EQ(std::memcmp(local.data(), owner.pool.layer(0).data() + 2 * block, block), 0);
@@ -328,16 +329,16 @@ TEST_P(Conformance, CancelEndsAWaitingReadAtOnce) {
   const LeaseRef lease = owner.Lease(Tables({2}, {}), 1);
   Reader reader(owner.server->endpoint());
   const uint64_t block = BlockBytes(owner);
-  std::vector<uint8_t> local(block, 0xaa);
+  Bytes local(block, 0xaa);
   const uint64_t tag = reader.NextTag();
   reader.client->Read(tag, lease, 3, {RangeTo(2 * block, local.data(), block)}, In(seconds(20)));
   reader.client->Cancel(tag);
   reader.client->Cancel(tag);  // a second one is harmless
   EXPECT_EQ(reader.Wait(tag, seconds(5)).status.code(), StatusCode::kUnavailable);
   ASSERT_TRUE(owner.leases.MarkLayersDone(lease, 4).ok());
-  std::vector<uint8_t> other(block);
+  Bytes other(block);
   ASSERT_TRUE(reader.Read(lease, 3, {RangeTo(2 * block, other.data(), block)}).ok());
-  EXPECT_EQ(local, std::vector<uint8_t>(block, 0xaa));
+  EXPECT_EQ(local, Bytes(block, 0xaa));
 }
 
 TEST_P(Conformance, PeerDeathIsNoticed) {
@@ -345,9 +346,10 @@ TEST_P(Conformance, PeerDeathIsNoticed) {
   const LeaseRef lease = owner.Lease(Tables({2}, {}), 1);
   Reader reader(owner.server->endpoint());
   ASSERT_TRUE(reader.Open(lease).status.ok());
-  uint8_t byte = 0;
+  Bytes byte(1);
   const uint64_t tag = reader.NextTag();
-  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)}, In(seconds(60)));
+  reader.client->Read(tag, lease, 3, {RangeTo(2 * BlockBytes(owner), byte.data(), 1)},
+                      In(seconds(60)));
   owner.server.reset();
   EXPECT_EQ(reader.Wait(tag, seconds(5)).status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(reader.Open(lease).status.code(), StatusCode::kUnavailable);
@@ -359,8 +361,8 @@ TEST_P(Conformance, DeadReaderUnpinsItsLease) {
   {
     Reader reader(owner.server->endpoint());
     ASSERT_TRUE(reader.Open(lease).status.ok());
-    uint8_t byte = 0;
-    reader.client->Read(1000, lease, 3, {RangeTo(2 * BlockBytes(owner), &byte, 1)},
+    Bytes byte(1);
+    reader.client->Read(1000, lease, 3, {RangeTo(2 * BlockBytes(owner), byte.data(), 1)},
                         In(seconds(60)));
   }
   EXPECT_TRUE(owner.leases.Release(lease).ok());

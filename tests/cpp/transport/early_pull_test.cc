@@ -15,8 +15,8 @@ TEST_P(EarlyPull, BlocksAreReadOnceTheirTokensAreWrittenAndNotBefore) {
   Reader reader(owner.server->endpoint());
   const uint64_t block = owner.pool.layout().bytes_per_block(0);
   EXPECT_EQ(reader.Open(lease).lease.done, LeaseProgress{});
-  std::vector<uint8_t> first(block);
-  std::vector<uint8_t> second(block);
+  Bytes first(block);
+  Bytes second(block);
   const uint64_t waiting = reader.NextTag();
   reader.client->Read(waiting, lease, 0, {RangeTo(9 * block, second.data(), block)},
                       In(seconds(20)));
@@ -25,13 +25,13 @@ TEST_P(EarlyPull, BlocksAreReadOnceTheirTokensAreWrittenAndNotBefore) {
   EXPECT_EQ(
       reader.Read(lease, 0, {RangeTo(4 * block, first.data(), block)}, milliseconds(50)).code(),
       StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(first, std::vector<uint8_t>(block));
+  EXPECT_EQ(first, Bytes(block));
   ASSERT_TRUE(reader.Open(lease).status.ok());  // the owner has seen that the read was given up
   ASSERT_TRUE(owner.leases.MarkTokensDone(lease, 17).ok());
   EXPECT_EQ(reader.Wait(opening).lease.done, (LeaseProgress{17, 0}));
   ASSERT_TRUE(reader.Read(lease, 0, {RangeTo(4 * block, first.data(), block)}).ok());
   EXPECT_EQ(std::memcmp(first.data(), owner.pool.layer(0).data() + 4 * block, block), 0);
-  EXPECT_EQ(second, std::vector<uint8_t>(block));
+  EXPECT_EQ(second, Bytes(block));
   ASSERT_TRUE(owner.leases.MarkTokensDone(lease, 20).ok());
   ASSERT_TRUE(reader.Wait(waiting).status.ok());
   EXPECT_EQ(std::memcmp(second.data(), owner.pool.layer(0).data() + 9 * block, block), 0);
@@ -51,7 +51,7 @@ TEST_P(EarlyPull, HundredsOfLeasesWaitOnOneConnectionWithoutHoldingUpARead) {
   }
   const LeaseRef ready = owner.Lease(Tables({3}, {}));
   const uint64_t block = owner.pool.layout().bytes_per_block(0);
-  std::vector<uint8_t> local(block);
+  Bytes local(block);
   ASSERT_TRUE(reader.Read(ready, 0, {RangeTo(3 * block, local.data(), block)}).ok());
   for (const LeaseRef lease : leases) ASSERT_TRUE(owner.leases.MarkTokensDone(lease, 16).ok());
   for (const uint64_t tag : tags) ASSERT_TRUE(reader.Wait(tag).status.ok());

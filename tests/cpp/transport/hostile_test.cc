@@ -85,7 +85,7 @@ TEST_P(Hostile, StrangersCannotHurtTheOwner) {
     }
   }
   Reader reader(owner.server->endpoint());
-  std::vector<uint8_t> local(owner.pool.layout().bytes_per_block(0));
+  Bytes local(owner.pool.layout().bytes_per_block(0));
   EXPECT_TRUE(reader.Read(lease, 0, {RangeTo(2 * local.size(), local.data(), local.size())}).ok());
   EXPECT_EQ(owner.pool.violations(), 0);
 }
@@ -134,7 +134,7 @@ TEST_P(Hostile, AuthenticatedReadersReadOnlyWhatIsLeased) {
   });
   Reader reader(owner.server->endpoint(), kKey, &filter);
   const uint64_t block = owner.pool.layout().bytes_per_block(0);
-  std::vector<uint8_t> local(4 * block);
+  Bytes local(4 * block);
   int succeeded = 0;
   while (spoiled < kAuthenticatedMessages) {
     std::vector<uint64_t> tags;

@@ -58,7 +58,7 @@ class ProcessDeath : public testing::TestWithParam<std::string> {
  protected:
   OwnerProcess owner_{GetParam()};
   Reader reader_{owner_.invitation.endpoint, kKey, nullptr, milliseconds(200)};
-  std::vector<uint8_t> local_ = std::vector<uint8_t>(32 * owner_.invitation.block_bytes);
+  Bytes local_ = Bytes(32 * owner_.invitation.block_bytes);
 
   // Reads of all blocks, under way until the returned tags have ended.
   std::vector<uint64_t> StartReads(int count, milliseconds limit) {
@@ -105,7 +105,7 @@ TEST_P(ProcessDeath, FrozenOwnerCostsADeadlineAndThawedOneServesAgain) {
   EXPECT_TRUE(s.ok()) << s.message();
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, ProcessDeath, testing::ValuesIn(AvailableTransports()),
+INSTANTIATE_TEST_SUITE_P(Transports, ProcessDeath, testing::ValuesIn(ForkableTransports()),
                          [](const auto& param) { return param.param; });
 
 }  // namespace

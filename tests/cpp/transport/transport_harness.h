@@ -16,13 +16,15 @@
 
 #include "dlcore/transport.h"
 #include "gtest/gtest.h"
+#include "tests/cpp/transport/gpu_memory.h"
 #include "transport/copy_plan.h"
 #include "transport/frame_socket.h"
 #include "transport/lease_table.h"
 #include "transport/pool_memory.h"
 #include "transport/registry.h"
 
-// An owner with a pool of known bytes and readers of it, over any transport.
+// An owner with a pool of known bytes and readers of it, over any transport. On
+// a machine with GPUs both sides' memory belongs to GPUs (gpu_memory.h).
 namespace dlcore::testing_harness {
 
 using std::chrono::milliseconds;
@@ -56,7 +58,8 @@ inline KvLayout MixedLayout(int32_t num_blocks) {
 // what is leased, is ever touched.
 class Pool final : public PoolMemory {
  public:
-  explicit Pool(KvLayout layout, uint64_t seed = 0) : layout_(std::move(layout)) {
+  explicit Pool(KvLayout layout, Side side = Side::kReader, uint64_t seed = 0)
+      : layout_(std::move(layout)), memory_(MemoryOf(side)) {
     std::mt19937_64 engine(seed);
     for (KvLayer& layer : layout_.layers) {
       auto& bytes = layers_.emplace_back(
@@ -69,7 +72,7 @@ class Pool final : public PoolMemory {
     }
   }
   [[nodiscard]] const KvLayout& layout() const { return layout_; }
-  [[nodiscard]] std::vector<uint8_t>& layer(size_t index) { return layers_[index]; }
+  [[nodiscard]] Bytes& layer(size_t index) { return layers_[index]; }
 
   // Bytes a Gather may touch from now on; ranges of whole blocks.
   void AllowOnly(const LeaseBlocks& blocks) {
@@ -93,13 +96,16 @@ class Pool final : public PoolMemory {
     for (const MemoryRange& range : from) {
       if (!Allowed(range)) ++violations_;
     }
-    return HostPoolMemory().Gather(from, to);
+    return memory_.Gather(from, to);
   }
   Status Scatter(const std::byte* from, std::span<const MemoryRange> to) override {
-    const Status s = HostPoolMemory().Scatter(from, to);
+    const Status s = memory_.Scatter(from, to);
     ++scatters_;
     return s;
   }
+  [[nodiscard]] int32_t cuda_device() const override { return memory_.cuda_device(); }
+  void Pin(std::span<std::byte> bytes) override { memory_.Pin(bytes); }
+  void Unpin(std::span<std::byte> bytes) override { memory_.Unpin(bytes); }
 
  private:
   bool Allowed(const MemoryRange& range) {
@@ -119,7 +125,8 @@ class Pool final : public PoolMemory {
   }
 
   KvLayout layout_;
-  std::vector<std::vector<uint8_t>> layers_;
+  PoolMemory& memory_;
+  std::vector<Bytes> layers_;
   std::mutex mutex_;
   bool audited_ = false;
   std::vector<std::vector<bool>> allowed_;
@@ -147,7 +154,7 @@ class Owner {
 
   explicit Owner(std::string transport) : Owner(std::move(transport), Settings{}) {}
   Owner(std::string transport, Settings settings)
-      : pool(settings.layout, 42),
+      : pool(settings.layout, Side::kOwner, 42),
         leases(pool.layout(), {.ttl = settings.ttl}, [this](LeaseRef, const LeaseBlocks& blocks) {
           ++returned;
           blocks_returned += static_cast<int64_t>(blocks[0].size());
@@ -187,7 +194,7 @@ class Reader {
                   FrameFilter* filter = nullptr, milliseconds stall_timeout = milliseconds(2000)) {
     TransportClientOptions options;
     options.key = std::move(key);
-    options.memory = &HostPoolMemory();
+    options.memory = &MemoryOf(Side::kReader);
     options.filter = filter;
     options.connect_timeout = kSlowMachine;
     options.stall_timeout = stall_timeout;
@@ -273,8 +280,19 @@ class Filter final : public FrameFilter {
 inline std::vector<std::string> AvailableTransports() {
   std::vector<std::string> names;
   for (const TransportFactory* factory : Transports()) {
-    if (factory->available().ok() && !factory->device_memory) names.emplace_back(factory->name);
+    const bool reaches_pool = !factory->device_memory || NumGpus() > 0;
+    if (reaches_pool && factory->available().ok()) names.emplace_back(factory->name);
   }
+  return names;
+}
+
+// Those a forked child can serve: the driver does not follow into it.
+inline std::vector<std::string> ForkableTransports() {
+  std::vector<std::string> names = AvailableTransports();
+  std::erase_if(names, [](const std::string& name) {
+    const TransportFactory* factory = nullptr;
+    return FindTransport(name, &factory).ok() && factory->device_memory;
+  });
   return names;
 }
 
