@@ -14,6 +14,9 @@ class EngineUnavailable(RuntimeError):
 class QueueFull(RuntimeError):
     pass
 
+def num_gpus() -> int:
+    """GPUs the driver shows this process; 0 where there is no driver."""
+
 class SamplingParams:
     """
     How one sequence is sampled (cpp/include/dlcore/request.h). Values are

@@ -111,6 +111,7 @@ class EngineConfig:
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError("model", "must be a model folder or a Hugging Face repository id")
         _check_choice("load_format", self.load_format, LOAD_FORMATS)
+        self._split_device()
         _check_choice("device", self.device, DEVICES)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.kv_cache_dtype == "fp8_e4m3":
@@ -141,6 +142,18 @@ class EngineConfig:
             raise ConfigError("gpu_memory_utilization", "must be in (0, 1], for example 0.9")
         _check_float("watchdog_timeout_s", self.watchdog_timeout_s, 0.0, 1e9)
         self._check_capture_sizes()
+
+    def _split_device(self) -> None:
+        """ "cuda:1" is device "cuda" with device_index 1."""
+        name, colon, index = str(self.device).partition(":")
+        if not colon:
+            return
+        if name != "cuda" or not index.isascii() or not index.isdigit():
+            raise ConfigError("device", f"must be cpu, cuda or like cuda:1; got {self.device!r}")
+        if self.device_index not in (0, int(index)):
+            raise ConfigError("device", f"{self.device} contradicts device_index")
+        object.__setattr__(self, "device", name)
+        object.__setattr__(self, "device_index", int(index))
 
     def _check_capture_sizes(self) -> None:
         if self.cudagraph_capture_sizes is None:

@@ -62,15 +62,20 @@ def kv_config(role: str, transport: str = "tcp", **options: Any) -> KvTransferCo
 
 
 @contextlib.asynccontextmanager
-async def cluster(checkpoint: TinyCheckpoint, *roles: tuple[KvTransferConfig | None, int]) -> Any:
-    """Nodes of (role, block size); None = a hybrid node."""
+async def cluster(
+    checkpoint: TinyCheckpoint,
+    *roles: tuple[KvTransferConfig | None, int],
+    devices: tuple[str, ...] = ("cpu",),
+    **options: Any,
+) -> Any:
+    """Nodes of (role, block size), which take turns on the devices; None = a hybrid node."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
-        for kv, block_size in roles:
+        for (kv, block_size), device in zip(roles, itertools.cycle(devices), strict=False):
             engine = AsyncLLM(
-                str(checkpoint.folder), device="cpu", block_size=block_size,
+                str(checkpoint.folder), device=device, block_size=block_size,
                 num_kv_blocks=1024 // block_size, kv_transfer=kv, max_num_batched_tokens=64,
-                max_num_seqs=16,
+                max_num_seqs=16, **options,
             )  # fmt: skip
             stack.push_async_callback(engine.close)
             app = build_app(make_context(engine, ServeConfig(access_log=False)))

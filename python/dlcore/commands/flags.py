@@ -13,7 +13,6 @@ import yaml
 from dlcore.bundled_model import make_config
 from dlcore.config import (
     ATTENTION_BACKENDS,
-    DEVICES,
     DTYPE_NAMES,
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
@@ -27,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "max_model_len": (int, "Longest prompt + answer, in tokens. Default: what the model allows."),
     "dtype": (click.Choice(list(DTYPE_NAMES)), "Number format. Default: chosen for the device."),
-    "device": (click.Choice(DEVICES), "Where to run. Default: the GPU if there is one."),
+    "device": (str, "Where to run: cpu, cuda, or cuda:1, the second GPU. Default: a GPU, if any."),
     "device_index": (int, "Which GPU, counted from 0."),
     "num_threads": (int, "CPU threads of a step. Default: by the model's size."),
     "load_format": (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from dlcore import _core
 from dlcore.config import ConfigError, Environment
 from dlcore.control.local_system import LocalPlan, LocalSystem, StartError
 
@@ -58,7 +59,8 @@ def up(
     """Start a router and its nodes on this machine; Ctrl-C stops all of them.
 
     A node that dies is started again. Flags that are not listed here are those of
-    `dlcore serve`, and go to every node.
+    `dlcore serve`, and go to every node. Without --device the nodes take turns on the GPUs;
+    where several share one, give --num-kv-blocks.
 
     \b
     Examples:
@@ -76,6 +78,7 @@ def up(
         router_port=port,
         node_args=args[1:] if has_model else args,
         router_args=("--policy", policy) if policy else (),
+        devices=_devices(args),
         ctrl=ctrl,
         api_key=Environment.read().api_key,
     )
@@ -92,6 +95,13 @@ def _roles(replicas: int | None, prefill: int, decode: int) -> tuple[tuple[str, 
     if replicas + prefill == 0:
         raise ConfigError("replicas", "must be at least 1 without --prefill and --decode")
     return ("hybrid", replicas), ("prefill", prefill), ("decode", decode)
+
+
+def _devices(args: tuple[str, ...]) -> tuple[str, ...]:
+    """This machine's GPUs, unless the nodes' flags say where to run."""
+    if any(arg.startswith("--device") for arg in args):
+        return ()
+    return tuple(f"cuda:{i}" for i in range(_core.num_gpus()))
 
 
 def _run(system: LocalSystem, start_timeout: float) -> int:

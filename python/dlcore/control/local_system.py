@@ -25,6 +25,7 @@ READY_POLL_S = 0.1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPlan:
     """`roles`: how many nodes of each role. `node_args` and `router_args` are passed on.
+    `devices`: what the nodes take turns on ("cuda:0"); empty: each chooses for itself.
     `api_key`: what the environment makes the router and the nodes ask their clients for."""
 
     roles: tuple[tuple[str, int], ...]
@@ -33,6 +34,7 @@ class LocalPlan:
     router_port: int = 8080
     node_args: tuple[str, ...] = ()
     router_args: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     ctrl: bool = False
     api_key: str | None = None
     scope: str = "local"
@@ -56,11 +58,8 @@ class LocalSystem:
         self._service_ports: list[int] = []
         self._urls: dict[str, str] = {}  # node name -> URL
         ctrl_url = self._add_services() if plan.ctrl else None
-        self.nodes = [
-            self._node(role, f"{role}-{i}", ctrl_url)
-            for role, count in plan.roles
-            for i in range(count)
-        ]
+        names = [(role, f"{role}-{i}") for role, count in plan.roles for i in range(count)]
+        self.nodes = [self._node(i, role, name, ctrl_url) for i, (role, name) in enumerate(names)]
         self.router = self._router(ctrl_url)
         self.router_url = f"http://127.0.0.1:{plan.router_port}"
 
@@ -126,7 +125,7 @@ class LocalSystem:
     def _dlcore(self, name: str, *args: str) -> Child:
         return self._child(name, [sys.executable, "-m", "dlcore", *args])
 
-    def _node(self, role: str, name: str, ctrl_url: str | None) -> Child:
+    def _node(self, index: int, role: str, name: str, ctrl_url: str | None) -> Child:
         port = free_port()
         url = self._urls[name] = f"http://127.0.0.1:{port}"
         model = [self.plan.model] if self.plan.model is not None else []
@@ -138,7 +137,9 @@ class LocalSystem:
         key_file = str(self._key_file)
         kind = ["--role", role, "--kv-key-file", key_file] if role != "hybrid" else []
         key = ["--api-key-file", key_file] if self.node_key is not None else []
-        args = ["--port", str(port), *member, *kind, *key, *self.plan.node_args]
+        devices = self.plan.devices
+        place = ["--device", devices[index % len(devices)]] if devices else []
+        args = ["--port", str(port), *member, *kind, *key, *place, *self.plan.node_args]
         return self._dlcore(name, "serve", *model, *args)
 
     def _router(self, ctrl_url: str | None) -> Child:

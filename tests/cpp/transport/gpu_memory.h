@@ -5,8 +5,6 @@
 #include <new>
 #include <vector>
 
-#include <unistd.h>
-
 #include "base/check.h"
 #include "device/cuda_driver.h"
 #include "transport/cuda_stream.h"
@@ -17,16 +15,14 @@
 // first GPU, the reader's the last. Without, both are plain host memory.
 namespace dlcore::testing_harness {
 
-// GPUs this process may use; none after a fork.
 inline int NumGpus() {
-  static const pid_t first_process = getpid();
   static const int count = [] {
     const CudaDriver* cuda = nullptr;
     int found = 0;
     const bool usable = LoadCudaDriver(&cuda).ok() && cuda->DeviceGetCount(&found) == kCuSuccess;
     return usable ? found : 0;
   }();
-  return getpid() == first_process ? count : 0;
+  return count;
 }
 
 enum class Side : uint8_t { kOwner, kReader };

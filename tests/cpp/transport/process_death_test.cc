@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,57 +17,112 @@ struct Invitation {
   uint64_t block_bytes = 0;
 };
 
-// An owner in a child process. Forked while this process has no other thread.
-class OwnerProcess {
+LeaseBlocks AllBlocks() {
+  LeaseBlocks blocks(2);
+  for (int32_t i = 0; i < 32; ++i) blocks[0].emplace_back(i);
+  return blocks;
+}
+
+Owner::Settings LargeBlocks() {
+  Owner::Settings settings;
+  settings.layout.groups[0].bytes_per_head = 8192;  // 512 KiB blocks
+  return settings;
+}
+
+// This binary again, running one of the disabled tests below: a GPU's driver
+// does not follow into a forked child. Whatever `about` holds comes in by a pipe.
+class Child {
  public:
-  explicit OwnerProcess(const std::string& transport) {
-    int pipe_fds[2];
-    EXPECT_EQ(pipe(pipe_fds), 0);
+  Child(const char* test, std::string_view about) {
+    int to_child[2];
+    int from_child[2];
+    EXPECT_EQ(pipe(to_child), 0);
+    EXPECT_EQ(pipe(from_child), 0);
     pid_ = fork();
-    if (pid_ == 0) Serve(transport, pipe_fds[1]);
-    close(pipe_fds[1]);
-    EXPECT_EQ(read(pipe_fds[0], &invitation, sizeof(invitation)),
-              static_cast<ssize_t>(sizeof(invitation)));
-    close(pipe_fds[0]);
+    if (pid_ == 0) {
+      dup2(to_child[0], STDIN_FILENO);
+      dup2(from_child[1], STDOUT_FILENO);
+      const std::string filter = std::string("--gtest_filter=ChildProcess.DISABLED_") + test;
+      execl("/proc/self/exe", "transport_tests", filter.c_str(), "--gtest_brief=1",
+            "--gtest_also_run_disabled_tests", nullptr);
+      _exit(127);
+    }
+    close(to_child[0]);
+    close(from_child[1]);
+    EXPECT_EQ(write(to_child[1], about.data(), about.size()), static_cast<ssize_t>(about.size()));
+    close(to_child[1]);
+    output_ = UniqueFd(from_child[0]);
   }
-  ~OwnerProcess() {
-    kill(pid_, SIGKILL);
+  ~Child() {
+    Signal(SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
   void Signal(int number) const { kill(pid_, number); }
-
-  Invitation invitation;
-
- private:
-  [[noreturn]] static void Serve(const std::string& transport, int fd) {
-    Owner::Settings settings;
-    settings.layout.groups[0].bytes_per_head = 8192;  // 512 KiB blocks
-    Owner owner(transport, settings);
-    Invitation invitation;
-    LeaseBlocks blocks(2);
-    for (int32_t i = 0; i < 32; ++i) blocks[0].emplace_back(i);
-    invitation.lease = owner.Lease(blocks);
-    invitation.block_bytes = owner.pool.layout().bytes_per_block(0);
-    owner.server->endpoint().copy(invitation.endpoint, sizeof(invitation.endpoint) - 1);
-    if (write(fd, &invitation, sizeof(invitation)) != sizeof(invitation)) _exit(1);
-    while (true) pause();
+  // What it answers, behind what the test framework prints.
+  template <class T>
+  T Answer() {
+    std::string text;
+    T answer;
+    char c = 0;
+    while (text.find(kMark) == std::string::npos && read(output_.get(), &c, 1) == 1) text += c;
+    EXPECT_NE(text.find(kMark), std::string::npos) << text;
+    EXPECT_EQ(read(output_.get(), &answer, sizeof(T)), static_cast<ssize_t>(sizeof(T)));
+    return answer;
   }
 
+  static constexpr std::string_view kMark = "--- answer ---";
+
+ private:
   pid_t pid_ = -1;
+  UniqueFd output_;
 };
+
+template <class T>
+void AnswerParent(const T& answer) {
+  std::string text(Child::kMark);
+  text.append(reinterpret_cast<const char*>(&answer), sizeof(T));
+  ASSERT_EQ(write(STDOUT_FILENO, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+}
+
+TEST(ChildProcess, DISABLED_Serves) {
+  char transport[64] = {};
+  ASSERT_GT(read(STDIN_FILENO, transport, sizeof(transport) - 1), 0);
+  Owner owner(transport, LargeBlocks());
+  Invitation invitation;
+  invitation.lease = owner.Lease(AllBlocks());
+  invitation.block_bytes = owner.pool.layout().bytes_per_block(0);
+  owner.server->endpoint().copy(invitation.endpoint, sizeof(invitation.endpoint) - 1);
+  AnswerParent(invitation);
+  while (true) pause();
+}
+
+TEST(ChildProcess, DISABLED_ReadsWithoutEnd) {
+  Invitation invitation;
+  ASSERT_EQ(read(STDIN_FILENO, &invitation, sizeof(invitation)),
+            static_cast<ssize_t>(sizeof(invitation)));
+  Reader reader(invitation.endpoint);
+  Bytes local(32 * invitation.block_bytes);
+  for (int round = 0;; ++round) {
+    const Status s =
+        reader.Read(invitation.lease, 0, {RangeTo(0, local.data(), local.size())}, seconds(60));
+    ASSERT_TRUE(s.ok()) << s.message();
+    if (round == 3) AnswerParent(round);
+  }
+}
 
 class ProcessDeath : public testing::TestWithParam<std::string> {
  protected:
-  OwnerProcess owner_{GetParam()};
-  Reader reader_{owner_.invitation.endpoint, kKey, nullptr, milliseconds(200)};
-  Bytes local_ = Bytes(32 * owner_.invitation.block_bytes);
+  Child owner_{"Serves", GetParam()};
+  Invitation invitation_ = owner_.Answer<Invitation>();
+  Reader reader_{invitation_.endpoint, kKey, nullptr, milliseconds(200)};
+  Bytes local_ = Bytes(32 * invitation_.block_bytes);
 
   // Reads of all blocks, under way until the returned tags have ended.
   std::vector<uint64_t> StartReads(int count, milliseconds limit) {
     std::vector<uint64_t> tags;
     for (int i = 0; i < count; ++i) {
       tags.push_back(reader_.NextTag());
-      reader_.client->Read(tags.back(), owner_.invitation.lease, 0,
+      reader_.client->Read(tags.back(), invitation_.lease, 0,
                            {RangeTo(0, local_.data(), local_.size())}, In(limit));
     }
     return tags;
@@ -73,7 +130,7 @@ class ProcessDeath : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(ProcessDeath, KilledMidReadIsNoticedAtOnce) {
-  const std::vector<uint64_t> tags = StartReads(40, seconds(120));  // 640 MiB
+  const std::vector<uint64_t> tags = StartReads(400, seconds(120));  // 6.4 GiB
   ASSERT_TRUE(reader_.Wait(tags.front(), seconds(60)).status.ok());
   owner_.Signal(SIGKILL);
   const TimePoint start = std::chrono::steady_clock::now();
@@ -105,7 +162,35 @@ TEST_P(ProcessDeath, FrozenOwnerCostsADeadlineAndThawedOneServesAgain) {
   EXPECT_TRUE(s.ok()) << s.message();
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, ProcessDeath, testing::ValuesIn(ForkableTransports()),
+class ReaderDeath : public testing::TestWithParam<std::string> {};
+
+TEST_P(ReaderDeath, KilledMidReadLeavesTheOwnerWell) {
+  Owner owner(GetParam(), LargeBlocks());
+  Invitation invitation;
+  invitation.lease = owner.Lease(AllBlocks());
+  invitation.block_bytes = owner.pool.layout().bytes_per_block(0);
+  owner.server->endpoint().copy(invitation.endpoint, sizeof(invitation.endpoint) - 1);
+  const char* const bytes = reinterpret_cast<const char*>(&invitation);
+  for (int round = 0; round < 3; ++round) {
+    Child reader("ReadsWithoutEnd", std::string_view(bytes, sizeof(invitation)));
+    EXPECT_EQ(reader.Answer<int>(), 3);
+    reader.Signal(SIGKILL);
+  }
+  Reader survivor(owner.server->endpoint());
+  Bytes local(32 * invitation.block_bytes);
+  const Status s = survivor.Read(invitation.lease, 1, {RangeTo(0, local.data(), local.size())});
+  ASSERT_TRUE(s.ok()) << s.message();
+  EXPECT_EQ(local, owner.pool.layer(1));
+  EXPECT_TRUE(owner.leases.Release(invitation.lease).ok());
+  for (int i = 0; i < 100 && owner.returned == 0; ++i) {
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  EXPECT_EQ(owner.returned, 1) << "no dead reader pins the lease";
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, ReaderDeath, testing::ValuesIn(AvailableTransports()),
+                         [](const auto& param) { return param.param; });
+INSTANTIATE_TEST_SUITE_P(Transports, ProcessDeath, testing::ValuesIn(AvailableTransports()),
                          [](const auto& param) { return param.param; });
 
 }  // namespace

@@ -286,14 +286,4 @@ inline std::vector<std::string> AvailableTransports() {
   return names;
 }
 
-// Those a forked child can serve: the driver does not follow into it.
-inline std::vector<std::string> ForkableTransports() {
-  std::vector<std::string> names = AvailableTransports();
-  std::erase_if(names, [](const std::string& name) {
-    const TransportFactory* factory = nullptr;
-    return FindTransport(name, &factory).ok() && factory->device_memory;
-  });
-  return names;
-}
-
 }  // namespace dlcore::testing_harness

@@ -24,6 +24,10 @@ WRONG = [
     ("dtype", "int8"),
     ("load_format", "pickle"),
     ("device", "tpu"),
+    ("device", "tpu:1"),
+    ("device", "cpu:0"),
+    ("device", "cuda:one"),
+    ("device", "cuda:"),
     ("max_model_len", 0),
     ("max_model_len", 1.5),
     ("max_num_batched_tokens", -1),
@@ -45,6 +49,13 @@ def test_a_wrong_option_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: ") as error:
         EngineConfig(**{"model": "m", name: value})
     assert error.value.field == name
+
+
+def test_a_device_may_carry_its_index() -> None:
+    config = EngineConfig(model="m", device="cuda:3")
+    assert (config.device, config.device_index) == ("cuda", 3)
+    with pytest.raises(ConfigError, match="device: cuda:3 contradicts device_index"):
+        EngineConfig(model="m", device="cuda:3", device_index=1)
 
 
 @pytest.fixture
