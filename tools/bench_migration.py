@@ -35,7 +35,8 @@ def engine(args: argparse.Namespace, role: str, num_tokens: int, **options: Any)
     device = args.devices.split(",")[role == "decode"]
     return AsyncLLM(
         args.model, load_format=args.load_format, device=device, max_num_batched_tokens=4096,
-        max_model_len=max(args.tokens, OTHER_PROMPT + OTHER_OUTPUT) + 16, num_kv_blocks=num_tokens // args.block_size,
+        max_model_len=max(args.tokens, OTHER_PROMPT + OTHER_OUTPUT) + 16,
+        num_kv_blocks=num_tokens // args.block_size,
         block_size=args.block_size,
         kv_transfer=KvTransferConfig(role=role, key=KEY, lease_ttl_s=600.0),
         **options,
