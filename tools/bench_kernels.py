@@ -20,6 +20,7 @@ from torch.nn import functional
 from dlcore.attention import triton_attention
 from dlcore.ops import kernels, sample_kernels
 from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
+from dlcore.ops.residual_stream import ResidualStream
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
 L2_BYTES = 50e6
@@ -449,20 +450,19 @@ class DecodeStep:
         self.num_bytes = weights + cache + 2.0 * self.head.numel()
 
     def run(self, _: int) -> None:
-        x: Tensor = self.x
-        residual: Tensor | None = None
+        stream = ResidualStream(self.x)
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
-            qkv, stream = norm_linear(x, residual, self.norm, EPS, qkv_w)
+            qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
             norm, positions, slots = self.head_norm, self.positions, self.slots
             q = kernels.qk_norm_rope_kv_write(
                 qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache
             )
             out = torch.empty_like(q)
             kernels.decode_attention(q, kv, out, self.attention_space)
-            x, residual = residual_linear(out.flatten(1), o_w, None, stream)
-            inner, stream = norm_swiglu(x, residual, self.norm, EPS, gate_up_w)
-            x, residual = residual_linear(inner, down_w, None, stream)
-        logits = norm_linear(x, residual, self.norm, EPS, self.head)[0]
+            stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
+            inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
+            stream = residual_linear(inner, down_w, None, residual, self.norm)
+        logits = norm_linear(stream, self.norm, EPS, self.head)[0]
         kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
 
 

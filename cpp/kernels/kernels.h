@@ -34,11 +34,18 @@ int dlk_tile_linear(const void* x, const void* weight, const void* bias, const v
                     int splits, int stages, cudaStream_t stream);
 
 // out [T, N] = f(x [T, K] . weight^T) for hundreds of tokens and more; N and K multiples of 8.
+// RMSNorm between two such products: the first, which adds a residual, writes `scaled` and
+// `out_squares`; the second reads them as `x` and `squares`.
 struct dlk_wide {
   const void* x;
-  const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
-  const void* residual;  // [T, N] or null: added (not with swiglu)
+  const void* weight;       // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
+  const void* residual;     // [T, N] or null: added (not with swiglu)
   void* out;
+  const float* squares;     // float32 [ceil(K / 256), T] or null: then products of row t are scaled
+  float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
+  const void* norm_weight;  // [N] or null: with it, two more results
+  void* scaled;             //   [T, N] = out * norm_weight
+  float* out_squares;       //   float32 [ceil(N / 256), T]: of out, summed by 256 columns
   int num_tokens, n, k, swiglu;
   int group;  // tiles of 256 tokens that go through the weight together
 };

@@ -11,6 +11,10 @@
 //
 // On the way out SwiGLU, whose gates and ups are the two halves of a tile's rows and so of a
 // thread's sums, or the residual, which the copy engine brings while the products run.
+//
+// RMSNorm between two products needs no pass of its own: the first writes its outputs also times
+// the norm's weight, and each row's sum of squares in a piece of 256 outputs; the second, whose
+// tokens those are, scales its sums by the row's 1 / rms.
 
 #include <algorithm>
 
@@ -38,12 +42,16 @@ constexpr int kMultiprocessors = 132;
 enum class Finish { kStore, kAddResidual, kSwiGlu };
 
 struct Params {
-  int num_k_tiles, inner;      // inner: SwiGLU's ups follow this many gates
+  int num_tokens, n, k, num_k_tiles;
   int token_tiles, row_tiles;  // of a cluster's outputs
   int group;                   // token tiles that share a sweep through W
+  const float* squares;        // of x's rows, [k / kRows, T] or null
+  float eps;
+  const bf16* norm_weight;  // [n] or null: then no scaled outputs, no squares of the outputs
+  float* out_squares;       // [row_tiles, T]
 };
 struct Maps {
-  CUtensorMap x, weight, out, residual;
+  CUtensorMap x, weight, out, residual, scaled;
 };
 
 struct TileIndex {
@@ -79,7 +87,7 @@ struct Kernel {
          index += gridDim.x / kCluster) {
       const TileIndex tile = FindTile(p, index);
       const int token = (tile.token * kCluster + rank) * kTokens;
-      const int row = tile.row * kOutRows + rank * (kFinish == Finish::kSwiGlu ? p.inner : kShare);
+      const int row = tile.row * kOutRows + rank * (kFinish == Finish::kSwiGlu ? p.n : kShare);
       for (int i = 0; i < p.num_k_tiles; ++i) {
         char* tokens = shared.ring[stage];
         uint64_t* full = &shared.full[stage];
@@ -111,8 +119,10 @@ struct Kernel {
     __device__ __forceinline__ void Release(int of_stage) const {
       if (releases) ArriveInCluster(released + of_stage * sizeof(uint64_t));
     }
-    // 64 tokens times the tile's rows.
-    __device__ __forceinline__ void Multiply(float (&sums)[kRows / 2], int num_k_tiles) {
+    // 64 tokens times the tile's rows; `meanwhile` runs beside the first products.
+    template <class Meanwhile>
+    __device__ __forceinline__ void Multiply(float (&sums)[kRows / 2], int num_k_tiles,
+                                             Meanwhile meanwhile) {
       int previous = 0;
       for (int i = 0; i < num_k_tiles; ++i) {
         Wait(full + stage * sizeof(uint64_t), parity);
@@ -124,6 +134,7 @@ struct Kernel {
           WgmmaShared(sums, a + step * 2, b + step * 2, i + step > 0);
         }
         WgmmaCommit();
+        if (i == 0) meanwhile();
         WgmmaWait<1>();
         if (i > 0) Release(previous);
         previous = stage;
@@ -138,31 +149,134 @@ struct Kernel {
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
   }
 
-  // Outputs 64 i .. of the tile, to `box` as the copy engine wants them.
-  static __device__ __forceinline__ void Pack(const float (&sums)[kRows / 2], int i, char* box) {
+  // What a thread's two rows of outputs, 8 tokens apart, need and give beside their sums.
+  struct Rows {
+    float scales[2] = {1.0f, 1.0f};
+    float squares[2] = {};
+
+    // 1 / rms of x's rows `token` and `token` + 8. The four lanes of the rows share the pieces.
+    __device__ __forceinline__ void LoadScales(const Params& p, int token) {
+      if (p.squares == nullptr) return;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* squares = p.squares + min(token + half * 8, p.num_tokens - 1);
+        float sum = 0;
+        for (int piece = threadIdx.x % 4; piece < CeilDiv(p.k, kRows); piece += 4) {
+          sum += squares[static_cast<int64_t>(piece) * p.num_tokens];
+        }
+        scales[half] = rsqrtf(WarpSum<4>(sum) / p.k + p.eps);
+      }
+    }
+    __device__ __forceinline__ void StoreSquares(const Params& p, int token, int piece) const {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float sum = WarpSum<4>(squares[half]);
+        if (threadIdx.x % 4 == 0 && token + half * 8 < p.num_tokens) {
+          p.out_squares[static_cast<int64_t>(piece) * p.num_tokens + token + half * 8] = sum;
+        }
+      }
+    }
+  };
+
+  // Calls visit(sum's index, row's half, word) for the pairs of outputs 64 i .. of the tile that
+  // this thread holds; `word` is the pair's place in `box`, as the copy engine wants it.
+  template <class Visit>
+  static __device__ __forceinline__ void ForEachPair(int i, char* box, Visit visit) {
     const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
     char* row = box + (threadIdx.x / kWarpSize % 4 * 16 + g) * kRowBytes + t * 4;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        auto* out = reinterpret_cast<uint32_t*>(row + half * 8 * kRowBytes + ((j ^ g) << 4));
-        const int at = i * 32 + j * 4 + half * 2;
-        float2 v = {sums[at], sums[at + 1]};
-        if constexpr (kFinish == Finish::kSwiGlu) {
-          v.x = Silu(v.x) * sums[at + kRows / 4];
-          v.y = Silu(v.y) * sums[at + kRows / 4 + 1];
-        } else if constexpr (kFinish == Finish::kAddResidual) {
-          const float2 residual = ToFloat2(*out);
-          v.x += residual.x, v.y += residual.y;
-        }
-        *out = PackBf16(v.x, v.y);
+        visit(i * 32 + j * 4 + half * 2, half,
+              reinterpret_cast<uint32_t*>(row + half * 8 * kRowBytes + ((j ^ g) << 4)));
       }
     }
   }
 
+  // Outputs 64 i .. of the tile to `box`. With a residual, `sums` become the outputs.
+  static __device__ __forceinline__ void Pack(float (&sums)[kRows / 2], int i, char* box,
+                                              Rows& rows) {
+    ForEachPair(i, box, [&](int at, int half, uint32_t* out) {
+      const float scale = rows.scales[half];
+      float2 v = {sums[at] * scale, sums[at + 1] * scale};
+      if constexpr (kFinish == Finish::kSwiGlu) {
+        v.x = Silu(v.x) * (sums[at + kRows / 4] * scale);
+        v.y = Silu(v.y) * (sums[at + kRows / 4 + 1] * scale);
+      } else if constexpr (kFinish == Finish::kAddResidual) {
+        const float2 residual = ToFloat2(*out);
+        v.x += residual.x, v.y += residual.y;
+      }
+      const uint32_t pair = PackBf16(v.x, v.y);
+      *out = pair;
+      if constexpr (kFinish == Finish::kAddResidual) {
+        v = ToFloat2(pair);  // what later layers will read, rounding included
+        rows.squares[half] += v.x * v.x + v.y * v.y;
+        sums[at] = v.x, sums[at + 1] = v.y;
+      }
+    });
+  }
+  // Outputs 64 i .. times the next norm's weight.
+  static __device__ __forceinline__ void PackScaled(const float (&sums)[kRows / 2], int i,
+                                                    char* box, const Params& p, int row) {
+    const int column = row + i * 64 + threadIdx.x % 4 * 2;
+    ForEachPair(i, box, [&](int at, int, uint32_t* out) {
+      const int j = at / 4 % 8;
+      const auto* weights = reinterpret_cast<const uint32_t*>(p.norm_weight + column + j * 8);
+      const float2 w = column + j * 8 < p.n ? ToFloat2(__ldg(weights)) : float2{};
+      *out = PackBf16(sums[at] * w.x, sums[at + 1] * w.y);
+    });
+  }
+
+  // Writes the tile's outputs by boxes of 64, each with the copy engine as soon as it is packed.
+  static __device__ __forceinline__ void Store(const Params& p, const Maps& maps,
+                                               char (&boxes)[kBuffers][kBoxBytes], int group,
+                                               float (&sums)[kRows / 2], Rows& rows, int token,
+                                               int row) {
+    const bool leads = threadIdx.x % 128 == 0;
+    auto send = [&](const CUtensorMap* map, int i, char* box) {
+      FenceForCopyEngine();
+      SyncWarpgroup(group);
+      if (leads) {
+        StoreBox(map, token, row + i * 64, box);
+        CommitStores();
+      }
+    };
+    auto wait_for_buffer = [&] {
+      if (leads) WaitForStoresToRead<kBuffers - 1>();
+      SyncWarpgroup(group);
+    };
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) {
+      char* box = boxes[i % kBuffers];
+      if (i >= kBuffers) wait_for_buffer();
+      Pack(sums, i, box, rows);
+      send(&maps.out, i, box);
+    }
+    if constexpr (kFinish == Finish::kAddResidual) {
+      if (p.norm_weight == nullptr) return;
+#pragma unroll
+      for (int i = 0; i < kBoxes; ++i) {
+        wait_for_buffer();
+        PackScaled(sums, i, boxes[i], p, row);
+        send(&maps.scaled, i, boxes[i]);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void RequestResidual(const Maps& maps, uint64_t* full,
+                                                         char (&boxes)[kBuffers][kBoxBytes],
+                                                         int token, int row) {
+    WaitForStoresToRead<0>();
+    ArriveExpecting(full, kBoxes * kBoxBytes);
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) CopyBox(boxes[i], &maps.residual, token, row + i * 64, full);
+  }
+
   static __device__ void Consume(const Params& p, const Maps& maps, Shared& shared) {
     const int group = __shfl_sync(kFullMask, threadIdx.x / 128, 0);  // the same for all lanes
+    const int token_of_tile = group * 64 + threadIdx.x / kWarpSize % 4 * 16 +
+                              threadIdx.x % kWarpSize / 4;  // of this thread's first row
     const bool leads = threadIdx.x % 128 == 0;
     char(&boxes)[kBuffers][kBoxBytes] = shared.out[group];
     float sums[kRows / 2];
@@ -171,18 +285,13 @@ struct Kernel {
     for (int index = blockIdx.x / kCluster; index < p.token_tiles * p.row_tiles;
          index += gridDim.x / kCluster) {
       const TileIndex tile = FindTile(p, index);
-      const int token = (tile.token * kCluster + ClusterRank()) * kTokens + group * 64;
-      const int row = tile.row * kOutRows;
+      const int first = (tile.token * kCluster + ClusterRank()) * kTokens;
+      const int token = first + group * 64, row = tile.row * kOutRows;
       if (kFinish == Finish::kAddResidual && leads) {
-        uint64_t* full = &shared.residual[group];
-        WaitForStoresToRead<0>();
-        ArriveExpecting(full, kBoxes * kBoxBytes);
-#pragma unroll
-        for (int i = 0; i < kBoxes; ++i) {
-          CopyBox(boxes[i], &maps.residual, token, row + i * 64, full);
-        }
+        RequestResidual(maps, &shared.residual[group], boxes, token, row);
       }
-      walk.Multiply(sums, p.num_k_tiles);
+      Rows rows;
+      walk.Multiply(sums, p.num_k_tiles, [&] { rows.LoadScales(p, first + token_of_tile); });
       if constexpr (kFinish == Finish::kAddResidual) {
         Wait(&shared.residual[group], residual_parity);
         residual_parity ^= 1;
@@ -190,20 +299,9 @@ struct Kernel {
         if (leads) WaitForStoresToRead<0>();
         SyncWarpgroup(group);
       }
-#pragma unroll
-      for (int i = 0; i < kBoxes; ++i) {
-        char* box = boxes[i % kBuffers];
-        if (i >= kBuffers) {
-          if (leads) WaitForStoresToRead<kBuffers - 1>();
-          SyncWarpgroup(group);
-        }
-        Pack(sums, i, box);
-        FenceForCopyEngine();
-        SyncWarpgroup(group);
-        if (leads) {
-          StoreBox(&maps.out, token, row + i * 64, box);
-          CommitStores();
-        }
+      Store(p, maps, boxes, group, sums, rows, token, row);
+      if (kFinish == Finish::kAddResidual && p.norm_weight != nullptr) {
+        rows.StoreSquares(p, first + token_of_tile, tile.row);
       }
     }
     if (leads) WaitForStoresToRead<0>();
@@ -251,8 +349,18 @@ cudaError_t Run(const dlk_wide& a, cudaStream_t stream) {
     error = EncodeMatrix(&maps.residual, a.residual, a.num_tokens, a.n, 64);
     if (error != cudaSuccess) return error;
   }
-  const Params p{CeilDiv(a.k, kTileK), a.n, CeilDiv(a.num_tokens, kCluster * kTokens),
-                 CeilDiv(a.n, K::kOutRows), a.group};
+  if (a.norm_weight != nullptr) {
+    error = EncodeMatrix(&maps.scaled, a.scaled, a.num_tokens, a.n, 64);
+    if (error != cudaSuccess) return error;
+  }
+  Params p{};
+  p.num_tokens = a.num_tokens, p.n = a.n, p.k = a.k;
+  p.num_k_tiles = CeilDiv(a.k, kTileK);
+  p.token_tiles = CeilDiv(a.num_tokens, kCluster * kTokens);
+  p.row_tiles = CeilDiv(a.n, K::kOutRows);
+  p.group = a.group;
+  p.squares = a.squares, p.eps = a.eps;
+  p.norm_weight = static_cast<const bf16*>(a.norm_weight), p.out_squares = a.out_squares;
   const int clusters = std::min(kMultiprocessors / kCluster, p.token_tiles * p.row_tiles);
   return LaunchClusters(WideLinear<K>, clusters * kCluster, dim3(kCluster), kThreads,
                         sizeof(typename K::Shared) + 1024, stream, p, maps);
@@ -265,7 +373,7 @@ int dlk_wide_linear(const dlk_wide* args, cudaStream_t stream) {
   using namespace dlcore::kernels;
   const dlk_wide& a = *args;
   if (a.num_tokens < 1 || a.n % 8 != 0 || a.k % 8 != 0 || a.group < 1 ||
-      (a.swiglu && a.residual != nullptr)) {
+      (a.swiglu && a.residual != nullptr) || (a.norm_weight != nullptr && a.residual == nullptr)) {
     return cudaErrorInvalidValue;
   }
   if (a.swiglu) return Run<Finish::kSwiGlu>(a, stream);

@@ -8,6 +8,7 @@ import torch
 from dlcore.attention import choose_attention
 from dlcore.layers.rope import build_cos_sin
 from dlcore.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
+from dlcore.ops import linear
 from dlcore.step_buffers import DeviceState, StepBuffers
 from tests.gpu.paged_case import needs_kernels, relative_error
 
@@ -74,6 +75,12 @@ def _state(device: torch.device, dtype: torch.dtype) -> DeviceState:
         token_counts=torch.zeros(1, 1, dtype=torch.int32, device=device),
         kv_caches=tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(3)),
     )
+
+
+def test_products_for_many_tokens_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of large steps, RMSNorm shared between their products, in a small step."""
+    monkeypatch.setattr(linear, "wide_linear_pays", lambda num_tokens, weight: True)
+    test_prefill_then_mixed_then_decode_equal_the_reference(20)
 
 
 @pytest.mark.parametrize("num_seqs", [1, 5, 14, 20])

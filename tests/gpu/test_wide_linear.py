@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dlcore.ops.wide_linear import wide_linear
+from dlcore.ops.wide_linear import wide_linear, wide_linear_before_norm, wide_linear_of_norm
 from tests.gpu.paged_case import needs_kernels, relative_error
 
 pytestmark = needs_kernels
 
 ROUNDING = 3e-3  # of one bf16 result
+EPS = 1e-6
 
 
 def _random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -37,6 +38,25 @@ def test_wide_swiglu(num_tokens: int, inner: int, k: int) -> None:
     gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
     out = wide_linear(x, weight, swiglu=True)
     assert relative_error(out, functional.silu(gate) * up) < ROUNDING
+
+
+@pytest.mark.parametrize("num_tokens", [1, 513, 4100])
+@pytest.mark.parametrize("dim", [8, 1000, 4096, 5120])
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_rms_norm_between_two_products(num_tokens: int, dim: int, swiglu: bool) -> None:
+    x, weight, residual = _random(num_tokens, 520), _random(dim, 520), _random(num_tokens, dim)
+    norm_weight, after = _random(dim), _random(2 * 1032, dim, scale=0.05)
+    y, parts = wide_linear_before_norm(x, weight, residual, norm_weight)
+    assert torch.equal(y, wide_linear(x, weight, residual=residual))
+    assert relative_error(parts.scaled, y.float() * norm_weight) < ROUNDING
+    assert relative_error(parts.squares.sum(0), y.float().square().sum(1)) < 1e-5
+    normed = functional.rms_norm(y.float(), (dim,), norm_weight.float(), EPS)
+    expected = normed @ after.float().T
+    if swiglu:
+        gate, up = expected.chunk(2, dim=-1)
+        expected = functional.silu(gate) * up
+    out = wide_linear_of_norm(parts, EPS, after, swiglu=swiglu)
+    assert relative_error(out, expected) < 2 * ROUNDING
 
 
 def test_tokens_and_weights_that_are_parts_of_larger_tensors_stay_apart() -> None:

@@ -10,6 +10,7 @@ from dlcore.layers.linear import Linear
 from dlcore.layers.norm import RMSNorm
 from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from dlcore.ops.residual_stream import ResidualStream
 from dlcore.step_buffers import DeviceState, StepBuffers
 
 
@@ -43,20 +44,18 @@ class GqaAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        residual: Tensor | None,
+        stream: ResidualStream,
         norm: RMSNorm,
+        next_norm: RMSNorm,
         step: StepBuffers,
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (x, residual), [T, hidden] each (see ops.linear), with the
-        attention of its norm added; writes this step's k and v to `kv_cache`."""
+    ) -> ResidualStream:
+        """The stream with the attention of its norm added; writes this step's k and v to
+        `kv_cache`. next_norm: the one that will read the result."""
         qkv_proj, o_proj = self.qkv_proj, self.o_proj
-        qkv, stream = norm_linear(
-            x, residual, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias
-        )
+        qkv, residual = norm_linear(stream, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias)
         q = qk_norm_rope_kv_write(
             qkv,
             self.q_norm,
@@ -69,4 +68,4 @@ class GqaAttention(nn.Module):
             self.kv_scales,
         )
         out = self.backend(q, kv_cache, step, state, self.scale, self.kv_scales).flatten(1)
-        return residual_linear(out, o_proj.weight, o_proj.bias, stream)
+        return residual_linear(out, o_proj.weight, o_proj.bias, residual, next_norm.weight)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dlcore.layers.rope import build_cos_sin
 from dlcore.model_folder import read_positive_int, rope_parameters
 from dlcore.ops.begin_step import begin_step
 from dlcore.ops.linear import linear, norm_swiglu, residual_linear
+from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import E4M3
 from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
 
@@ -80,12 +81,10 @@ class Qwen3MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None, norm: RMSNorm
-    ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (x, residual), [T, hidden] each, with the MLP of its norm added."""
-        inner, stream = norm_swiglu(x, residual, norm.weight, norm.eps, self.gate_up_proj.weight)
-        return residual_linear(inner, self.down_proj.weight, None, stream)
+    def forward(self, stream: ResidualStream, norm: RMSNorm, next_norm: RMSNorm) -> ResidualStream:
+        """The stream with the MLP of its norm added. next_norm: the one that will read it."""
+        inner, residual = norm_swiglu(stream, norm.weight, norm.eps, self.gate_up_proj.weight)
+        return residual_linear(inner, self.down_proj.weight, None, residual, next_norm.weight)
 
 
 class Qwen3DecoderLayer(nn.Module):
@@ -107,17 +106,18 @@ class Qwen3DecoderLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        residual: Tensor | None,
+        stream: ResidualStream,
+        next_norm: RMSNorm,
         step: StepBuffers,
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(x, residual): the residual stream, [T, hidden] each (see ops.linear)."""
-        x, residual = self.attn(x, residual, self.input_norm, step, state, cos_sin, kv_cache)
-        x, residual = self.mlp(x, residual, self.post_attn_norm)
-        return x, residual
+    ) -> ResidualStream:
+        """next_norm: the one that will read the result."""
+        middle = self.post_attn_norm
+        stream = self.attn(stream, self.input_norm, middle, step, state, cos_sin, kv_cache)
+        stream = self.mlp(stream, middle, next_norm)
+        return stream
 
 
 class Qwen3ForCausalLM(nn.Module):
@@ -139,15 +139,20 @@ class Qwen3ForCausalLM(nn.Module):
 
     def forward(self, step: StepBuffers, state: DeviceState) -> Tensor:
         """See CausalLM: [S, hidden]."""
-        x = functional.embedding(begin_step(step, state), self.embed_tokens)
-        residual: Tensor | None = None
-        for layer, kv_cache in zip(self.layers, state.kv_caches, strict=True):
-            x, residual = layer(x, residual, step, state, self.cos_sin, kv_cache)
+        stream = ResidualStream(functional.embedding(begin_step(step, state), self.embed_tokens))
+        for layer, next_norm, kv_cache in zip(
+            self.layers, self._next_norms(), state.kv_caches, strict=True
+        ):
+            stream = layer(stream, next_norm, step, state, self.cos_sin, kv_cache)
         if step.kind == "mixed":
-            rows = step.logits_indices.long()
-            x, residual = x[rows], None if residual is None else residual[rows]
-        normed: Tensor = self.norm(x, residual)[0]
+            stream = stream.rows(step.logits_indices.long())
+        normed: Tensor = self.norm(stream.x, stream.residual)[0]
         return normed
+
+    def _next_norms(self) -> list[RMSNorm]:
+        """Of each layer, the norm that reads its result."""
+        layers = [cast(Qwen3DecoderLayer, layer) for layer in self.layers]
+        return [*(layer.input_norm for layer in layers[1:]), self.norm]
 
     def compute_logits(self, rows: Tensor) -> Tensor:
         return linear(rows, self.embed_tokens if self.lm_head is None else self.lm_head)

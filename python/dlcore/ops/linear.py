@@ -2,8 +2,6 @@
 
 For few tokens a product's time is that of reading its weight: one kernel then does all of a
 function here. For many, the product is a library's and the rest are kernels of their own.
-
-The residual stream is a pair (x, residual) whose sum it is; residual None stands for zero.
 """
 
 from __future__ import annotations
@@ -14,7 +12,14 @@ from torch.nn import functional
 from dlcore.ops import kernels
 from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.norm import fused_add_rms_norm, rms_norm
-from dlcore.ops.wide_linear import wide_linear, wide_linear_pays
+from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.wide_linear import (
+    NormParts,
+    wide_linear,
+    wide_linear_before_norm,
+    wide_linear_of_norm,
+    wide_linear_pays,
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,44 +32,55 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def norm_linear(
-    x: Tensor,
-    residual: Tensor | None,
+    stream: ResidualStream,
     norm_weight: Tensor,
     eps: float,
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x, residual: [T, D] -> (rms_norm(x + residual) W^T + b: [T, out], x + residual)."""
-    if residual is None and _is_skinny(x, weight):
+    """(rms_norm(stream) W^T + b: [T, out], the stream: [T, D])."""
+    x = stream.x
+    if stream.residual is None and _is_skinny(x, weight):
         return kernels.skinny_linear(x, weight, norm_weight=norm_weight, eps=eps, bias=bias), x
-    normed, stream = _norm(x, residual, norm_weight, eps)
-    return linear(normed, weight, bias), stream
+    parts = _parts_for(stream, norm_weight)
+    if parts is not None and _is_wide(x, weight, bias):
+        return wide_linear_of_norm(parts, eps, weight), x
+    normed, total = _norm(stream, norm_weight, eps)
+    return linear(normed, weight, bias), total
 
 
 def norm_swiglu(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor
+    stream: ResidualStream, norm_weight: Tensor, eps: float, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(silu(gate) * up: [T, I], x + residual), where (gate, up) = rms_norm(x + residual) W^T.
+    """(silu(gate) * up: [T, I], the stream: [T, D]), where (gate, up) = rms_norm(stream) W^T.
 
-    x, residual: [T, D]; weight: [2I, D], the rows of gate, then those of up.
+    weight: [2I, D], the rows of gate, then those of up.
     """
-    if residual is None and _is_skinny(x, weight):
+    x = stream.x
+    if stream.residual is None and _is_skinny(x, weight):
         return kernels.skinny_linear(x, weight, norm_weight=norm_weight, eps=eps, swiglu=True), x
-    normed, stream = _norm(x, residual, norm_weight, eps)
+    parts = _parts_for(stream, norm_weight)
+    if parts is not None and _is_wide(x, weight):
+        return wide_linear_of_norm(parts, eps, weight, swiglu=True), x
+    normed, total = _norm(stream, norm_weight, eps)
     if _is_wide(normed, weight):
-        return wide_linear(normed, weight, swiglu=True), stream
-    return silu_and_mul(linear(normed, weight)), stream
+        return wide_linear(normed, weight, swiglu=True), total
+    return silu_and_mul(linear(normed, weight)), total
 
 
 def residual_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """The stream stream + x W^T + b as a pair. x: [T, in], stream: [T, out]."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, next_norm_weight: Tensor
+) -> ResidualStream:
+    """The stream residual + x W^T + b. x: [T, in], residual: [T, out].
+
+    next_norm_weight: [out], of the RMSNorm that will read the stream.
+    """
     if _is_skinny(x, weight):
-        return kernels.skinny_linear(x, weight, bias=bias, residual=stream), None
+        return ResidualStream(kernels.skinny_linear(x, weight, bias=bias, residual=residual))
     if _is_wide(x, weight, bias):
-        return wide_linear(x, weight, residual=stream), None
-    return functional.linear(x, weight, bias), stream
+        out, parts = wide_linear_before_norm(x, weight, residual, next_norm_weight)
+        return ResidualStream(out, norm_parts=parts)
+    return ResidualStream(functional.linear(x, weight, bias), residual)
 
 
 def _is_skinny(x: Tensor, weight: Tensor) -> bool:
@@ -75,7 +91,12 @@ def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return bias is None and kernels.usable(x, weight) and wide_linear_pays(x.shape[0], weight)
 
 
-def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    if residual is None:
-        return rms_norm(x, weight, eps), x
-    return fused_add_rms_norm(x, residual, weight, eps)
+def _parts_for(stream: ResidualStream, norm_weight: Tensor) -> NormParts | None:
+    parts = stream.norm_parts
+    return parts if parts is not None and parts.norm_weight is norm_weight else None
+
+
+def _norm(stream: ResidualStream, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if stream.residual is None:
+        return rms_norm(stream.x, weight, eps), stream.x
+    return fused_add_rms_norm(stream.x, stream.residual, weight, eps)

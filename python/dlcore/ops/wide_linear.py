@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,12 +27,26 @@ class _Wide(ctypes.Structure):
         ("weight", _PTR),
         ("residual", _PTR),
         ("out", _PTR),
+        ("squares", _PTR),
+        ("eps", ctypes.c_float),
+        ("norm_weight", _PTR),
+        ("scaled", _PTR),
+        ("out_squares", _PTR),
         ("num_tokens", _INT),
         ("n", _INT),
         ("k", _INT),
         ("swiglu", _INT),
         ("group", _INT),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormParts:
+    """What RMSNorm needs of y [T, D], as the product that made y left it."""
+
+    norm_weight: Tensor  # [D]
+    scaled: Tensor  # [T, D]: y * norm_weight
+    squares: Tensor  # [ceil(D / 256), T] float32: of y, summed by 256 columns
 
 
 def wide_linear_pays(num_tokens: int, weight: Tensor) -> bool:
@@ -62,6 +77,40 @@ def wide_linear(
     group: tiles of 256 tokens that go through the weight together, to meet in L2.
     N and K are multiples of 8.
     """
+    return _launch(x, weight, residual=residual, swiglu=swiglu, group=group)
+
+
+def wide_linear_of_norm(
+    parts: NormParts, eps: float, weight: Tensor, *, swiglu: bool = False
+) -> Tensor:
+    """`wide_linear` of the RMSNorm of y: [T, N] = rms_norm(y) weight^T."""
+    return _launch(parts.scaled, weight, swiglu=swiglu, squares=parts.squares, eps=eps)
+
+
+def wide_linear_before_norm(
+    x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor
+) -> tuple[Tensor, NormParts]:
+    """y = x weight^T + residual: [T, N], and its parts for the RMSNorm of this weight [N]."""
+    num_tokens, n = residual.shape
+    parts = NormParts(
+        norm_weight=norm_weight,
+        scaled=torch.empty_like(residual),
+        squares=torch.empty(_tiles(n), num_tokens, dtype=torch.float32, device=x.device),
+    )
+    return _launch(x, weight, residual=residual, out_parts=parts), parts
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    residual: Tensor | None = None,
+    swiglu: bool = False,
+    group: int = TOKEN_TILES_TOGETHER,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    out_parts: NormParts | None = None,
+) -> Tensor:
     num_tokens, k = x.shape
     n = weight.shape[0] // (2 if swiglu else 1)
     out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
@@ -71,11 +120,17 @@ def wide_linear(
         weight=pointer(weight),
         residual=pointer(residual),
         out=pointer(out),
+        squares=pointer(squares),
+        eps=eps,
         num_tokens=num_tokens,
         n=n,
         k=k,
         swiglu=int(swiglu),
         group=group,
     )
+    if out_parts is not None:
+        args.norm_weight = pointer(out_parts.norm_weight)
+        args.scaled = pointer(out_parts.scaled)
+        args.out_squares = pointer(out_parts.squares)
     kernels.call("dlk_wide_linear", args)
     return out

@@ -1,0 +1,24 @@
+"""The residual stream of a decoder, between the product that ends one half of a layer and the
+RMSNorm that begins the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dlcore.ops.wide_linear import NormParts
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualStream:
+    """x + residual, [T, D] each; the addition is left to the norm that comes next."""
+
+    x: Tensor
+    residual: Tensor | None = None  # None stands for zero
+    norm_parts: NormParts | None = None  # of x, where its product made them; then no residual
+
+    def rows(self, indices: Tensor) -> ResidualStream:
+        """The stream of these tokens only. indices: int64 [S]."""
+        residual = None if self.residual is None else self.residual[indices]
+        return ResidualStream(self.x[indices], residual)
