@@ -14,7 +14,7 @@ MIN_TOKENS = 512
 MIN_K = 1024
 TILE = 256  # tokens, and rows of the weight, that two multiprocessors multiply at a time
 TOKEN_TILES_TOGETHER = 8
-MIN_USE = 0.8
+MIN_USE = 0.9  # of the multiprocessors, over the rounds that the tiles take
 
 _PTR, _INT = ctypes.c_void_p, ctypes.c_int
 
