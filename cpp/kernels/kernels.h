@@ -38,8 +38,8 @@ int dlk_tile_linear(const void* x, const void* weight, const void* bias, const v
 // `out_squares`; the second reads them as `x` and `squares`.
 struct dlk_wide {
   const void* x;
-  const void* weight;       // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
-  const void* residual;     // [T, N] or null: added (not with swiglu)
+  const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
+  const void* residual;  // [T, N] or null: added (not with swiglu)
   void* out;
   const float* squares;     // float32 [ceil(K / 256), T] or null: then products of row t are scaled
   float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)

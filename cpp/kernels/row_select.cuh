@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cfloat>
+
 #include <cooperative_groups.h>
 
 #include "kernels/common.cuh"
@@ -24,7 +25,7 @@ inline constexpr int kRowThreads = 512;
 inline constexpr int kRowWarps = kRowThreads / kWarpSize;
 inline constexpr int kBins = 4 * kRowThreads;
 inline constexpr int kListSize = 2 * kRowThreads;
-inline constexpr float kBinsPerUnit = 64;  // of logits, in the first histogram
+inline constexpr float kBinsPerUnit = 64;            // of logits, in the first histogram
 inline constexpr float kMassOne = 1099511627776.0f;  // 2^40: the mass of the most likely token
 
 struct RowShared {
@@ -74,8 +75,8 @@ struct Row {
   RowShared& shared;
   float* values;  // [slice], a multiple of 4, -inf past the row's end; no NaN, no -0
   int slice, first_token;
-  float max;      // of the row
-  bool has_nan;   // the row did; such values count as -inf
+  float max;     // of the row
+  bool has_nan;  // the row did; such values count as -inf
   // Of the two exchange and broadcast buffers, the next to use: each is written again only after
   // the barrier of the other's use.
   int next_exchange, next_broadcast;
@@ -189,7 +190,8 @@ __device__ inline void SortList(u64* list, unsigned size) {
 
 // In a sorted list: the first rank at which the summed mass reaches `amount`, else the last.
 // share >= 0: `amount` is that share of the mass of all entries of at least `lowest`.
-static __device__ __noinline__ u64 ListNucleus(Row& row, unsigned size, u64 lowest, float share, u64 amount) {
+static __device__ __noinline__ u64 ListNucleus(Row& row, unsigned size, u64 lowest, float share,
+                                               u64 amount) {
   RowShared& shared = row.shared;
   u64 mass[2], sum = 0, unused = 0;
 #pragma unroll
