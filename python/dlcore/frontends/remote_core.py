@@ -196,7 +196,8 @@ class RemoteCore:
         return self._prefix << ID_BITS | core_id
 
     def _send(self, message: ToEngine) -> None:
-        self._requests.send(encode(message))
+        if not self._stopping.is_set():
+            self._requests.send(encode(message))
 
     def _clear_event(self) -> None:
         with contextlib.suppress(BlockingIOError):  # nothing was signalled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dlcore.router.errors import error
@@ -14,10 +14,13 @@ from dlcore.router.errors import error
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any] | Response:
     """The decoded object, or the answer that says what is wrong with it."""
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
-            return error(413, f"the body is larger than {max_bytes} bytes")
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > max_bytes:
+                return error(413, f"the body is larger than {max_bytes} bytes")
+    except ClientDisconnect:
+        return error(499, "the client closed the connection")  # nobody reads it
     try:
         body = msgspec.json.decode(bytes(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:

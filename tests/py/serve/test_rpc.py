@@ -383,6 +383,35 @@ async def test_a_taken_port_is_a_clear_error():
             await RpcServer.start(context_of(CountingEngine(), grpc_port=port))
 
 
+async def test_a_method_name_that_is_no_text_is_unimplemented():
+    async with serving(CountingEngine()) as address:
+        host, _, port = address.rpartition(":")
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(call_of(b"/dlcore.v1.\xa6ngine/Generate"))
+            await asyncio.wait_for(reader.read(1), 5)
+            writer.close()
+            async with AsyncClient(address) as client:
+                assert (await client.model_info()).model == "counting"
+
+
+def call_of(path: bytes) -> bytes:
+    """A gRPC call in HTTP/2 frames, its headers as plain literals."""
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"x"}
+    fields |= {b"content-type": b"application/grpc", b"te": b"trailers"}
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in fields.items()
+    )
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+        return head + payload
+
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+    return preface + frame(1, 4, 1, block) + frame(0, 1, 1, bytes(5))
+
+
 def test_the_generated_modules_match_the_proto():
     committed = Path(__file__).resolve().parents[3] / "python" / "dlcore" / "v1"
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,27 @@ from grpc_reflection.v1alpha import reflection
 from dlcore.serve.auth import ApiKeys
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
+from dlcore.serve.rpc.bridge import ThreadedEngine
 from dlcore.serve.rpc.service import SERVICE, EngineService, key_name
 from dlcore.v1.engine_pb2_grpc import add_EngineServicer_to_server
 
 HEALTH_CHECK = "/grpc.health.v1.Health/"
+MAX_CALLS = 1024  # a call holds a thread
+STOP_TIMEOUT_S = 5.0
 
 
-class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
+class ApiKeyInterceptor(grpc.ServerInterceptor):
     """Every call but the health check needs a key: the same keys, sent as over HTTP."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
 
-    async def intercept_service(
+    def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        handler = await continuation(details)
+        handler = continuation(details)
         if handler is None or details.method.startswith(HEALTH_CHECK):
             return handler
         if key_name(self._keys, details.invocation_metadata) is not None:
@@ -39,12 +43,8 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         return _refusal_like(handler)
 
 
-async def _refuse(request: Any, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong API key")
-
-
-async def _refuse_stream(requests: Any, context: Any) -> None:
-    await _refuse(requests, context)
+def _refuse(request: Any, context: Any) -> None:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong API key")
 
 
 def _refusal_like(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
@@ -55,59 +55,65 @@ def _refusal_like(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    behaviour = _refuse_stream if handler.request_streaming else _refuse
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return make(_refuse, handler.request_deserializer, handler.response_serializer)
 
 
 class RpcServer:
     """A running gRPC server; `port` is the one it got. Its calls are part of the server's drain."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, watch: asyncio.Task[None]) -> None:
+    def __init__(
+        self, server: grpc.Server, pool: ThreadPoolExecutor, port: int, watch: asyncio.Task[None]
+    ) -> None:
         self.port = port
         self._server = server
+        self._pool = pool
         self._watch = watch
 
     @classmethod
     async def start(cls, ctx: ServerContext) -> RpcServer:
         """Raises OSError when it cannot listen or read the TLS files."""
         keys = ApiKeys(ctx.config.api_key)
-        server = grpc.aio.server(
+        most = min(ctx.config.max_connections, MAX_CALLS)
+        pool = ThreadPoolExecutor(most, thread_name_prefix="grpc")
+        server = grpc.server(
+            pool,
             interceptors=[ApiKeyInterceptor(keys)] if keys else [],
             options=[
                 ("grpc.max_receive_message_length", ctx.config.max_body_bytes),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=ctx.config.max_connections,
+            maximum_concurrent_rpcs=most,
         )
-        add_EngineServicer_to_server(EngineService(ctx, keys), server)
-        servicer = await _add_health(server)
+        add_EngineServicer_to_server(ThreadedEngine(EngineService(ctx, keys)), server)
+        servicer = _add_health(server)
         reflection.enable_server_reflection(
             [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
         port = _listen(server, ctx.config)
-        await server.start()
-        return cls(server, port, asyncio.create_task(_tell_of_drain(ctx, servicer)))
+        server.start()
+        return cls(server, pool, port, asyncio.create_task(_tell_of_drain(ctx, servicer)))
 
     async def stop(self) -> None:
         """Ends the calls that still run; the drain before it waited for those that may finish."""
         self._watch.cancel()
-        await self._server.stop(0)
+        await asyncio.to_thread(self._server.stop(0).wait, STOP_TIMEOUT_S)
+        await asyncio.to_thread(self._pool.shutdown)
 
 
-async def _add_health(server: grpc.aio.Server) -> Any:
-    servicer = health.aio.HealthServicer()
+def _add_health(server: grpc.Server) -> Any:
+    servicer = health.HealthServicer()
     for name in ("", SERVICE):
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     return servicer
 
 
 async def _tell_of_drain(ctx: ServerContext, servicer: Any) -> None:
     await ctx.drain.begun.wait()
-    await servicer.enter_graceful_shutdown()  # NOT_SERVING, as /ready's 503
+    servicer.enter_graceful_shutdown()  # NOT_SERVING, as /ready's 503
 
 
-def _listen(server: grpc.aio.Server, config: ServeConfig) -> int:
+def _listen(server: grpc.Server, config: ServeConfig) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.grpc_port or 0}"
     credentials = _credentials(config)
