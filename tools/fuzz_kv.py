@@ -15,15 +15,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fuzz_messages import KV_HEADER, KV_MAGIC, spoiled
+from fuzz_messages import KV_HEADER, KV_MAGIC, KV_VERSION, spoiled
 
 HELLO, OPEN_LEASE, LEASE_INFO, READ, RELEASE, CANCEL = 2, 4, 5, 6, 8, 9
 TIMEOUT_S = 10.0
+OPEN = struct.Struct("<QQiiI")  # lease, tokens and layers it must have, milliseconds to wait
 LAYOUT = struct.Struct("<iiII")
 GROUP = struct.Struct("<5i")
 READ_FIXED = struct.Struct("<QQIIII")
 RANGE = struct.Struct("<QI")
-MAX_READ = 1 << 20
+PROGRESS_BYTES = 12  # tokens in all, tokens done, layers done
 
 Range = tuple[int, int]
 
@@ -45,7 +46,7 @@ class KvConnection:
         self.receive()  # WELCOME
 
     def send(self, kind: int, request: int, body: bytes) -> None:
-        self.send_raw(KV_HEADER.pack(KV_MAGIC, 1, kind, 0, len(body), request) + body)
+        self.send_raw(KV_HEADER.pack(KV_MAGIC, KV_VERSION, kind, 0, len(body), request) + body)
 
     def send_raw(self, data: bytes) -> None:
         try:
@@ -104,7 +105,7 @@ class LeasedBytes:
 
 def read_lease(connection: KvConnection, lease: tuple[int, int]) -> LeasedBytes:
     """Opens the lease and reads all of it."""
-    connection.send(OPEN_LEASE, 1, struct.pack("<QQII", *lease, 1, 5000))
+    connection.send(OPEN_LEASE, 1, OPEN.pack(*lease, 0, 1, 5000))
     _, _, body = connection.receive()
     status, text_size = body[0], body[1]
     if status != 0:
@@ -112,7 +113,7 @@ def read_lease(connection: KvConnection, lease: tuple[int, int]) -> LeasedBytes:
     _, _, num_groups, num_layers = LAYOUT.unpack_from(body, 2 + text_size)
     at = 2 + text_size + LAYOUT.size
     block_size, _, planes, heads, head_bytes = GROUP.unpack_from(body, at)
-    at += num_groups * GROUP.size + num_layers * 4 + 8
+    at += num_groups * GROUP.size + num_layers * 4 + PROGRESS_BYTES
     (count,) = struct.unpack_from("<I", body, at)
     blocks = list(struct.unpack_from(f"<{count}i", body, at + 4))
     found = LeasedBytes(block_size * planes * heads * head_bytes, blocks)
@@ -220,8 +221,9 @@ class Intruder:
         """Opens, releases of other leases, cancels, lengths that lie: the connection may end."""
         rng = self._rng
         kind = rng.choice((OPEN_LEASE, RELEASE, CANCEL, HELLO, rng.randrange(256)))
-        other = struct.pack("<QQ", rng.randrange(64), rng.getrandbits(64))
-        body = other + struct.pack("<II", rng.randrange(9), 10) if kind == OPEN_LEASE else other
-        body = b"" if kind == CANCEL else body
-        frame = KV_HEADER.pack(KV_MAGIC, 1, kind, 0, len(body), rng.getrandbits(64)) + body
+        lease = (rng.randrange(64), rng.getrandbits(64))
+        body = b"" if kind == CANCEL else struct.pack("<QQ", *lease)
+        if kind == OPEN_LEASE:
+            body = OPEN.pack(*lease, rng.randrange(9), rng.randrange(9), 10)
+        frame = KV_HEADER.pack(KV_MAGIC, KV_VERSION, kind, 0, len(body), rng.getrandbits(64)) + body
         return spoiled(frame, rng) if rng.random() < 0.05 else frame

@@ -16,6 +16,7 @@ CRLF = b"\r\n"
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(32)) * 6
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 KV_MAGIC = 0x564B4C44
+KV_VERSION = 2
 KV_HEADER = struct.Struct("<IBBHIQ")
 
 
@@ -233,7 +234,7 @@ def kv_frame(rng: random.Random) -> Message:
         return Message(rng.choice((noise(rng), TLS_HELLO, b"GET / HTTP/1.1\r\n\r\n")))
     length = rng.choice((len(body), 2**31, 2**32 - 1)) if kind == 1 else len(body)
     wanted = rng.choice((2, 2, 2, rng.randrange(256)))  # HELLO
-    frame = KV_HEADER.pack(KV_MAGIC, 1, wanted, 0, length, rng.getrandbits(64)) + body
+    frame = KV_HEADER.pack(KV_MAGIC, KV_VERSION, wanted, 0, length, rng.getrandbits(64)) + body
     return Message(spoiled(frame, rng) if kind <= 4 else frame)
 
 
