@@ -1,4 +1,4 @@
-"""Hostile messages in the languages of dlcore's ports: HTTP/1, gRPC, KV frames, ZMTP.
+"""Hostile messages in the languages of dlcore's ports: HTTP/1, gRPC, KV frames, ZMTP, RESP.
 
 Each is noise, a real message with bytes changed, or a message that lies about itself.
 """
@@ -10,7 +10,9 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from dlcore.control.registration import new_member
 
 CRLF = b"\r\n"
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(32)) * 6
@@ -67,7 +69,8 @@ def spoiled(data: bytes, rng: random.Random) -> bytes:
 CHAT = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 2}
 PROMPT = {"prompt": [5, 6, 7, 8], "max_tokens": 2, "temperature": 0, "seed": 3}
 TICKET = "eyJlbmRwb2ludHMiOlsidGNwOi8vMTI3LjAuMC4xOjEiXX0=." + "0" * 64
-BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
+Bodies: TypeAlias = tuple[tuple[str, dict[str, Any]], ...]
+BODIES: Bodies = (
     ("/v1/completions", PROMPT),
     ("/v1/completions", {**PROMPT, "stream": True, "logprobs": 2}),
     ("/v1/completions", {**PROMPT, "kv_transfer_params": {"do_remote_decode": True}}),
@@ -81,6 +84,12 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/detokenize", {"tokens": [5, 6]}),
     ("/pd/free", {"ticket": TICKET}),
     ("/backends", {"action": "drain", "url": "http://127.0.0.1:1"}),
+)
+NODE = new_member("http://127.0.0.1:9", "decode", 2.0).entity("local")
+CTRL_BODIES: Bodies = (
+    ("/register", NODE),
+    ("/unregister", {key: NODE[key] for key in ("entity_type", "entity_id", "scope")}),
+    ("/list_entities", {"scope": "local"}),
 )
 PATHS = (
     "/health", "/ready", "/metrics", "/v1/models", "/version", "/openapi.json", "/", "/backends",
@@ -132,8 +141,9 @@ def hostile_json(body: dict[str, Any], rng: random.Random) -> bytes:
 class Http:
     """`key`: one the server knows; two of three requests show it."""
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: str | None, bodies: Bodies = BODIES) -> None:
         self._key = key
+        self._bodies = bodies
 
     def __call__(self, rng: random.Random) -> Message:
         kind = rng.randrange(10)
@@ -143,7 +153,7 @@ class Http:
             target = rng.choice(PATHS).encode("latin-1")
             method = rng.choice((b"GET", b"GET", b"PUT", b"DELETE", b"OPTIONS", b"\x00", b"G" * 99))
             return Message(self._request(method + b" " + target, b"", rng), rng.random() < 0.5)
-        path, body = rng.choice(BODIES)
+        path, body = rng.choice(self._bodies)
         line = b"POST " + path.encode()
         if kind <= 6:
             return Message(self._request(line, hostile_json(body, rng), rng), complete=True)
@@ -251,4 +261,18 @@ def zmtp(rng: random.Random) -> Message:
     kind = rng.randrange(4)
     if kind == 0:
         return Message(noise(rng))
+    return Message(real if kind == 1 else spoiled(real, rng))
+
+
+# ---- Redis, which holds what discovery knows
+
+
+def resp(rng: random.Random) -> Message:
+    """Never a command that a client may give: `--discovery ctrl` trusts what Redis says."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        return Message(noise(rng))
+    sizes = (-1, 0, 2**31, 2**63 - 1, rng.randrange(99))
+    words = [b"$%d\r\n%s\r\n" % (rng.choice(sizes), noise(rng)) for _ in range(3)]
+    real = b"*%d\r\n" % rng.choice((3, *sizes)) + b"".join(words)
     return Message(real if kind == 1 else spoiled(real, rng))

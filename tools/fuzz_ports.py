@@ -1,11 +1,12 @@
 """Throws hostile messages at every port of a prefill-decode system; nothing may give way.
 
-    python tools/fuzz_ports.py [--messages 100000] [--seed 1]
+    python tools/fuzz_ports.py [--messages 10000] [--seed 1] [--ctrl]
 
 Starts a prefill and a decode node (each with two front ends, gRPC, every KV transport that works
 here) and their router, finds what they listen on, and sends --messages to each listener: noise,
 real messages with bytes changed, messages that lie about themselves; to the KV port also as a
-reader that holds the deployment's key. Prints the figures as JSON. Exit status 1 when a process
+reader that holds the deployment's key. With --ctrl, dlslime-ctrl and Redis too get theirs: nodes
+that nobody can be, among them. Prints the figures as JSON. Exit status 1 when a process of dlcore
 died, an answer was a 500, bytes from outside a lease came back, memory or open files grew, KV
 blocks stayed away, or a good client was not served as before.
 """
@@ -15,63 +16,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import socket
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-from chaos_watch import NodeMetrics, resident_kib
+from chaos_watch import resident_kib
 from fuzz_kv import Intruder, KvConnection, RefusedError, read_lease
-from fuzz_messages import Grpc, Http, Maker, Message, kv_frame, noise, zmtp
-from listeners import Listener, listening, open_files, process_tree
+from fuzz_messages import Message, noise
+from fuzz_targets import LANGUAGES, System, Target, ask_ticket, plan
+from listeners import Listener, open_files
 
-from dlcore.control.child import Child, free_port
-from dlcore.control.local_system import LocalPlan, LocalSystem
-from dlcore.kv_ticket import KvTicket, open_ticket
+from dlcore.control.local_system import LocalSystem
 
-LANGUAGES = ("http", "grpc", "kv", "intruder", "zmtp")
 CHUNK = 500
 PROCESSES, THREADS = 2, 8
 IDLE_CONNECTIONS = 4  # of each chunk: they begin a message and never end it
 ANSWER_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 2.0
 RESTART_TIMEOUT_S = 5.0
-LEASE_TTL_S = 10.0
+START_TIMEOUT_S = 120.0
 SETTLE_S = 18.0  # longer than a server waits for headers
+MIN_WARM_UP = 1000  # messages to each listener before a process is full-grown
 MAX_GROWTH_MIB = 40.0
 MAX_MORE_FILES = 16
-NEEDLE_BYTES = 48
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    listener: Listener
-    language: str  # of LANGUAGES
-    key: str | None = None  # a server's API key; the deployment's for an intruder
-    node_url: str = ""  # where an intruder gets its tickets
-
-    @property
-    def name(self) -> str:
-        return f"{self.listener.name} ({self.language})"
-
-    def maker(self) -> Maker:
-        makers: dict[str, Maker] = {
-            "http": Http(self.key), "grpc": Grpc(self.key), "kv": kv_frame, "zmtp": zmtp,
-        }  # fmt: skip
-        return makers[self.language]
 
 
 @dataclass(slots=True)
@@ -115,12 +92,14 @@ def patient(listener: Listener) -> socket.socket:
         time.sleep(0.05)
 
 
-def judged(answer: bytes, message: Message, needles: Sequence[bytes], outcome: Outcome) -> None:
+def judge(
+    answer: bytes, message: Message, target: Target, needles: Sequence[bytes], outcome: Outcome
+) -> None:
     outcome.sent += 1
     status = re.match(rb"HTTP/1\.1 (\d+)", answer)
     kind = status.group(1).decode() if status else "bytes" if answer else "nothing"
     outcome.answers[kind] += 1
-    if kind == "500":
+    if kind == "500" and target.is_ours:
         outcome.findings.append(f"500 for {message.data[:600]!r}: {answer[-300:]!r}")
     if any(needle in answer for needle in needles):
         outcome.findings.append(f"KV of another request for {message.data[:300]!r}")
@@ -130,7 +109,7 @@ def throw(target: Target, count: int, seed: int, needles: Sequence[bytes]) -> Ou
     rng, maker, outcome = random.Random(seed), target.maker(), Outcome()
     for _ in range(count):
         message = maker(rng)
-        judged(exchange(target.listener, message), message, needles, outcome)
+        judge(exchange(target.listener, message), message, target, needles, outcome)
     return outcome
 
 
@@ -175,120 +154,18 @@ def intrude(target: Target, count: int, seed: int) -> Outcome:
         intruder.attack(connection, count - intruder.sent)
         connection.close()
     outcome.sent = intruder.sent
-    outcome.answers["granted"] = intruder.granted
+    outcome.answers.update(granted=intruder.granted, refused=intruder.sent - intruder.granted)
     outcome.findings += intruder.findings
     return outcome
-
-
-def post(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
-    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        answer: dict[str, Any] = json.load(reply)
-    return answer
-
-
-def ask_ticket(node_url: str, key: str, seed: int) -> KvTicket:
-    """Of a prompt of some blocks that nobody else sends."""
-    rng = random.Random(f"ticket {seed}")
-    body = {
-        "prompt": [rng.randrange(4, 2000) for _ in range(70)], "max_tokens": 2, "ignore_eos": True,
-        "temperature": 0, "kv_transfer_params": {"do_remote_decode": True},
-    }  # fmt: skip
-    answer = post(node_url + "/v1/completions", key, body)
-    return open_ticket(answer["kv_transfer_params"]["ticket"], key.encode())
-
-
-# ---- the system
-
-
-def plan(folder: Path) -> LocalPlan:
-    node_args = ["--frontends", "2", "--grpc-port", "0", "--data-dir", str(folder / "data")]
-    node_args += ["--num-threads", "1", "--num-kv-blocks", "1024", "--no-access-log"]
-    node_args += ["--max-output-tokens", "16", "--kv-lease-ttl", str(LEASE_TTL_S)]
-    node_args += ["--kv-pull-timeout", "5", "--device", "cpu", "--log-level", "error"]
-    return LocalPlan(
-        roles=(("prefill", 1), ("decode", 1)),
-        log_dir=folder,
-        router_port=free_port(),
-        node_args=tuple(node_args),
-        router_args=("--log-level", "error"),
-    )
-
-
-class System:
-    def __init__(self, local: LocalSystem) -> None:
-        self.local = local
-        self.children = [local.router, *local.nodes]
-        assert local.node_key is not None
-        self.key = local.node_key
-        self.prefill, self.decode = local.nodes
-
-    def targets(self) -> list[Target]:
-        ticket = ask_ticket(self.local.url_of(self.prefill), self.key, -1)
-        return [target for child in self.children for target in self._of(child, ticket)]
-
-    def _of(self, child: Child, ticket: KvTicket) -> Iterator[Target]:
-        ports, paths = listening(process_tree(child.pid))
-        kv = [end.partition("://")[2] for end in ticket.endpoints] if child is self.prefill else []
-        for port in sorted(ports):
-            if port == self.local.plan.router_port:
-                yield Target(Listener(child.name, "HTTP", port), "http")
-            elif child in self.local.nodes and self.local.url_of(child).endswith(f":{port}"):
-                yield Target(Listener(child.name, "HTTP", port), "http", self.key)
-            elif f"127.0.0.1:{port}" in kv:
-                listener = Listener(child.name, "KV tcp", port)
-                yield Target(listener, "kv")
-                yield Target(listener, "intruder", self.key, self.local.url_of(child))
-            else:  # nothing else is asked for
-                yield Target(Listener(child.name, "gRPC", port), "grpc", self.key)
-        for path in sorted(paths):
-            if any(end.endswith(path) for end in kv):
-                yield Target(Listener(child.name, "KV shm", path=path), "kv")
-            else:
-                name = f"ZMQ {Path(path).name}"
-                yield Target(Listener(child.name, name, path=path), "zmtp")
-
-    def needles(self) -> list[bytes]:
-        """Bytes of a prompt's KV that no answer may hold."""
-        ticket = ask_ticket(self.local.url_of(self.prefill), self.key, -2)
-        lease = (ticket.lease_id, ticket.epoch)
-        address = next(end for end in ticket.endpoints if end.startswith("tcp://"))
-        listener = Listener("", "", int(address.rpartition(":")[2]))
-        connection = KvConnection(listener.connect(5.0), self.key.encode())
-        leased = read_lease(connection, lease)
-        connection.close()
-        held = [blocks[leased.blocks[1]] for blocks in leased.layers[1:]]
-        return [data[len(data) // 4 :][:NEEDLE_BYTES] for data in held]
-
-    def processes(self) -> dict[int, str]:
-        return {pid: child.name for child in self.children for pid in process_tree(child.pid)}
-
-    def answers(self) -> list[str]:
-        """A good client's, by way of the router and both nodes."""
-        url = self.local.router_url + "/v1/completions"
-        asked = [[i + 5 + 3 * j for j in range(40)] for i in range(8)]
-        body = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
-        found = []
-        for i, prompt in enumerate(asked):
-            salt = os.urandom(4).hex()
-            answer = post(url, "", {**body, "prompt": prompt, "cache_salt": f"{i} {salt}"})
-            found.append(str(answer["choices"][0]["text"]))
-        return found
-
-    async def blocks_not_back(self) -> list[str]:
-        async with aiohttp.ClientSession() as session:
-            metrics = NodeMetrics(session, self.local)
-            _, held = await metrics.seconds_until_returned(LEASE_TTL_S + 5.0)
-            return held
 
 
 @dataclass(slots=True)
 class Report:
     seconds: float = 0.0
+    total: int = 0
     messages: dict[str, int] = field(default_factory=dict)
     answers: dict[str, dict[str, int]] = field(default_factory=dict)
-    growth_mib: dict[str, float] = field(default_factory=dict)  # by process, after the first fifth
+    mib: dict[str, tuple[int, int]] = field(default_factory=dict)  # after a fifth, and after all
     more_files: dict[str, int] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
@@ -326,52 +203,56 @@ def fuzz(system: System, messages: int, seed: int, languages: Sequence[str]) -> 
     want = system.answers()
     targets = [target for target in system.targets() if target.language in languages]
     needles, processes = system.needles(), system.processes()
-    totals = {target.name: Outcome() for target in targets}
+    warm_up = messages // 5
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-        first = messages // 5
-        for name, outcome in bombard(pool, targets, first, seed, needles).items():
-            totals[name].add(outcome)
-        before = sizes(system) if system.processes() == processes else {}
-        for name, outcome in bombard(pool, targets, messages - first, seed + 1, needles).items():
-            totals[name].add(outcome)
-    for name, outcome in totals.items():
-        report.messages[name] = outcome.sent
-        report.answers[name] = dict(outcome.answers)
-        report.findings += [f"{name}: {finding}" for finding in outcome.findings]
+        note(report, bombard(pool, targets, warm_up, seed, needles))
+        before = sizes(system)
+        note(report, bombard(pool, targets, messages - warm_up, seed + 1, needles))
     report.seconds = round(time.monotonic() - began, 1)
+    report.total = sum(report.messages.values())
     if system.processes() != processes:
         report.findings.append(f"processes were {processes}, are {system.processes()}")
     if system.answers() != want:
         report.findings.append("a good client got other answers than before")
     report.findings += asyncio.run(system.blocks_not_back())
-    time.sleep(SETTLE_S)
-    compare(report, system, before)
+    if warm_up >= MIN_WARM_UP:
+        time.sleep(SETTLE_S)
+        compare(report, system, before)
     return report
+
+
+def note(report: Report, outcomes: dict[str, Outcome]) -> None:
+    for name, outcome in outcomes.items():
+        report.messages[name] = report.messages.get(name, 0) + outcome.sent
+        answers = Counter(report.answers.get(name, {}))
+        report.answers[name] = dict(answers + outcome.answers)
+        report.findings += [f"{name}: {finding}" for finding in outcome.findings]
 
 
 def compare(report: Report, system: System, before: dict[int, tuple[float, int]]) -> None:
     names, after = system.processes(), sizes(system)
     for pid in before.keys() & after.keys():
         name = f"{names[pid]} {pid}"
-        report.growth_mib[name] = round(after[pid][0] - before[pid][0], 1)
+        report.mib[name] = (round(before[pid][0]), round(after[pid][0]))
         report.more_files[name] = after[pid][1] - before[pid][1]
-    if max(report.growth_mib.values(), default=0.0) > MAX_GROWTH_MIB:
-        report.findings.append("memory grew")
-    if max(report.more_files.values(), default=0) > MAX_MORE_FILES:
-        report.findings.append("open files grew")
+        if after[pid][0] - before[pid][0] > MAX_GROWTH_MIB:
+            report.findings.append(f"{name}: memory grew")
+        if report.more_files[name] > MAX_MORE_FILES:
+            report.findings.append(f"{name}: open files grew")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--messages", type=int, default=100_000, help="to each listener")
+    parser.add_argument("--messages", type=int, default=10_000, help="to each listener")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES)
+    parser.add_argument("--ctrl", action="store_true", help="with Redis and dlslime-ctrl")
     parser.add_argument("--log-dir", help="keep the processes' logs here")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dlcore-fuzz-") as folder:
-        local = LocalSystem(plan(Path(args.log_dir or folder)))
+        local = LocalSystem(plan(Path(args.log_dir or folder), args.ctrl))
         try:
-            local.start(120.0)
+            local.start(START_TIMEOUT_S)
             report = fuzz(System(local), args.messages, args.seed, args.languages)
         finally:
             local.stop()

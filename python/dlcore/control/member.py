@@ -57,8 +57,13 @@ def member_of(entity: Any) -> Member | None:
             heartbeat_interval_s=float(metadata["heartbeat_interval_s"]),
             beat=int(metadata["beat"]),
         )
-    except (KeyError, TypeError, ValueError):
+        is_url = _is_url(member.url)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    parts = urlsplit(member.url)
-    sound = parts.scheme in ("http", "https") and parts.hostname
-    return member if sound and 0 < member.heartbeat_interval_s < 3600 else None
+    return member if is_url and 0 < member.heartbeat_interval_s < 3600 else None
+
+
+def _is_url(text: str) -> bool:
+    """Raises ValueError for a host or port that is none."""
+    parts = urlsplit(text)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -170,7 +170,10 @@ def test_entities_of_others_are_no_members() -> None:
         {**entity, "metadata": {}},
         {**entity, "metadata": None},
         {**entity, "metadata": {**entity["metadata"], "url": "file:///etc/passwd"}},
+        {**entity, "metadata": {**entity["metadata"], "url": "http://[::1"}},
+        {**entity, "metadata": {**entity["metadata"], "url": "http://node:99999"}},
         {**entity, "metadata": {**entity["metadata"], "beat": "x"}},
+        {**entity, "metadata": {**entity["metadata"], "beat": float("inf")}},
         {**entity, "metadata": {**entity["metadata"], "heartbeat_interval_s": -1}},
     ):
         assert member_of(spoiled) is None

@@ -1,8 +1,8 @@
 """The asyncio servicer behind grpc's threaded server.
 
-grpc.aio's server is not for strangers: up to grpcio 1.85 one call whose method is not UTF-8 ends it,
-and memory that its pending requests still write to is freed. The threaded server bears anything;
-a call holds one of its threads, and runs on the event loop.
+grpc.aio's server is not for strangers: up to grpcio 1.85 one call whose method is not UTF-8 ends
+it, and memory that its pending requests still write to is freed. The threaded server bears
+anything; a call holds one of its threads, and runs on the event loop.
 """
 
 from __future__ import annotations
