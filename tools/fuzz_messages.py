@@ -168,6 +168,8 @@ class Http:
     def _request(self, line: bytes, body: bytes, rng: random.Random) -> bytes:
         head = [line + b" HTTP/1.1", b"host: x", b"connection: close"]
         head.append(b"content-length: %d" % len(body))
+        if rng.random() < 0.9:
+            head.append(b"content-type: application/json")
         if self._key and rng.random() < 0.66:
             head.append(b"authorization: Bearer " + self._key.encode())
         return CRLF.join(head) + CRLF + CRLF + body

@@ -266,3 +266,9 @@ def test_sums_are_over_all_front_ends() -> None:
     page = b'# TYPE a counter\na{x="1"} 2.0\na{x="2"} 3.0\n'
     whole = samples(summed(page, [{'a{x="1"}': 5.0}, {'a{x="3"}': 1.0}]))
     assert whole == {'a{x="1"}': 7.0, 'a{x="2"}': 3.0, 'a{x="3"}': 1.0}
+
+
+def test_an_abort_after_the_stop_is_no_error(pair: tuple[CoreServer, RemoteCore]) -> None:
+    _, remote = pair
+    remote.stop()
+    remote.abort([1])  # as the last clients' streams end

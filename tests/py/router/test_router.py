@@ -88,6 +88,26 @@ async def test_answers_are_those_of_the_node() -> None:
         assert all(len(node.requests) == 4 for node in started)
 
 
+async def test_a_client_that_leaves_amid_its_request_is_no_error() -> None:
+    app = make_app(RouterConfig(backends=(("http://127.0.0.1:9", Role.HYBRID),)))
+    messages = [
+        {"type": "http.request", "body": b'{"prompt":', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    async with app.router.lifespan_context(app):
+        await app({**scope, "query_string": b"", "http_version": "1.1"}, receive, send)
+    assert sent[0]["status"] == 499
+
+
 async def test_a_stream_goes_on_when_its_node_dies() -> None:
     with nodes(2) as (first, second):
         first.die_after = 3
