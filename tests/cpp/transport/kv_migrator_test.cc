@@ -143,19 +143,31 @@ class OneFault final : public FrameFilter {
   std::atomic<int32_t> count_{0};
 };
 
+enum class Filling { kBefore, kMeanwhile };
+
+// The owner goes on whatever became of its lease.
+void FillInChunks(LeaseTable* leases, LeaseRef lease) {
+  for (const int32_t done : {30, 50}) {
+    std::this_thread::sleep_for(milliseconds(5));
+    static_cast<void>(leases->MarkTokensDone(lease, done));
+  }
+}
+
 // One migration with one fault. Whatever happens: one event in time, right bytes
 // if it completed, a retry that works, and every block back.
-void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t target, bool at_owner,
-                  bool* reached) {
+void RunWithFault(Filling filling, OneFault::Kind kind, int32_t target, bool at_owner,
+                  const std::string& transport, bool* reached) {
   OneFault fault(kind, target);
   OwnerGroup owners({.transport = transport,
                      .owner_filter = at_owner ? &fault : nullptr,
                      .ttl = milliseconds(1500)});
   Decoder decoder(ModelLayout(8, 31, 1, 0), milliseconds(500), at_owner ? nullptr : &fault);
-  const auto sources = owners.Lease();
+  const bool meanwhile = filling == Filling::kMeanwhile;
+  const auto sources = owners.Lease(meanwhile ? 0 : kLayers);
   MigrationRequest request = decoder.Request(1, sources, 50, milliseconds(300));
   const LeaseBlocks tables = request.local_blocks;
   decoder.migrator.Post(std::move(request));
+  if (meanwhile) FillInChunks(&owners.rank(0).leases, sources[0].lease);
   const MigrationEvent event = decoder.Wait();
   if (event.status.ok()) {
     decoder.ExpectContent(tables, 0, 50);
@@ -176,27 +188,36 @@ void RunWithFault(const std::string& transport, OneFault::Kind kind, int32_t tar
   *reached = fault.reached();
 }
 
-void SweepMessages(const std::string& transport, OneFault::Kind kind, bool at_owner) {
+void SweepMessages(const std::string& transport, Filling filling, OneFault::Kind kind,
+                   bool at_owner) {
   bool reached = true;
   int32_t target = 0;
-  for (; reached && target < 32; ++target) {
+  for (; reached && target < 40; ++target) {
     SCOPED_TRACE("fault " + std::to_string(static_cast<int>(kind)) + " at message " +
                  std::to_string(target) + (at_owner ? " of the owner" : " of the reader"));
-    RunWithFault(transport, kind, target, at_owner, &reached);
+    RunWithFault(filling, kind, target, at_owner, transport, &reached);
   }
   EXPECT_GT(target, 3) << "faults were injected";
   EXPECT_FALSE(reached) << "every message had its turn";
 }
 
-TEST_P(KvMigratorTest, SurvivesEveryFaultAtEveryMessage) {
+void SweepFaults(const std::string& transport, Filling filling) {
   std::vector<std::thread> sweeps;  // they mostly wait for timeouts: side by side
   for (const OneFault::Kind kind : {OneFault::Kind::kDelay, OneFault::Kind::kDrop,
                                     OneFault::Kind::kTruncate, OneFault::Kind::kDisconnect}) {
     for (const bool at_owner : {true, false}) {
-      sweeps.emplace_back([kind, at_owner] { SweepMessages(GetParam(), kind, at_owner); });
+      sweeps.emplace_back([=] { SweepMessages(transport, filling, kind, at_owner); });
     }
   }
   for (std::thread& sweep : sweeps) sweep.join();
+}
+
+TEST_P(KvMigratorTest, SurvivesEveryFaultAtEveryMessage) {
+  SweepFaults(GetParam(), Filling::kBefore);
+}
+
+TEST_P(KvMigratorTest, SurvivesEveryFaultAtEveryMessageWhileTheOwnerFills) {
+  SweepFaults(GetParam(), Filling::kMeanwhile);
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, KvMigratorTest, testing::ValuesIn(AvailableTransports()),
