@@ -1,0 +1,203 @@
+// Two engines, their threads and a transport: KV moves while its prompt is computed.
+#include <random>
+#include <set>
+
+#include "tests/cpp/engine/pd_harness.h"
+#include "tests/cpp/sched/reference.h"
+
+namespace dlcore::testing {
+namespace {
+
+// On the engine's own thread, or pipelined on a fake GPU.
+struct Setting {
+  std::string transport;
+  bool pipelined = false;
+};
+
+class TwoEngines : public ::testing::TestWithParam<Setting> {
+ protected:
+  PdNode::Settings Node(PdRole role) const {
+    PdNode::Settings settings;
+    settings.role = role;
+    settings.transport = GetParam().transport;
+    settings.pipelined = GetParam().pipelined;
+    settings.block_size = role == PdRole::kPrefill ? 4 : 8;
+    return settings;
+  }
+
+  static Request MakeRequest(uint64_t id, int32_t prompt_len, int32_t max_tokens) {
+    Request request;
+    request.id = RequestId(id);
+    for (int32_t i = 0; i < prompt_len; ++i) {
+      request.prompt.push_back(
+          static_cast<TokenId>(Mix(id, static_cast<uint64_t>(i)) % static_cast<uint64_t>(kVocab)));
+    }
+    request.sampling.temperature = id % 2 == 0 ? 0.0f : 0.7f;
+    request.sampling.seed = id;
+    request.sampling.max_tokens = max_tokens;
+    request.sampling.ignore_eos = true;
+    return request;
+  }
+  static Request PrefillOf(Request request) {
+    request.sampling.max_tokens = 1;
+    request.hold_kv = true;
+    return request;
+  }
+  static void ExpectAnswer(PdNode& node, const Request& request) {
+    const Answer want = Reference(node.options()).Run(request, nullptr);
+    const PdOutput& got = node.output(request.id.value);
+    EXPECT_EQ(got.tokens, want.tokens) << "request " << request.id.value << " " << got.error;
+    EXPECT_EQ(got.reason, want.reason);
+  }
+  // The lease's name, as soon as the engine tells it.
+  static KvLease LeaseOf(PdNode& node, uint64_t id) {
+    EXPECT_TRUE(node.PollUntil([&] { return node.output(id).lease.has_value(); }));
+    return *node.output(id).lease;
+  }
+};
+
+// The prefill engine stands still in the middle of the prompt until bytes were read.
+class HeldPrefill : public TwoEngines {
+ protected:
+  static constexpr int32_t kPromptLen = 64;  // four chunks
+
+  HeldPrefill() {
+    prefill_.gate().CloseAfter(2);
+    EXPECT_TRUE(prefill_.engine().Submit(PrefillOf(request_)).ok());
+    request_.kv_source = PdNode::Source(prefill_, LeaseOf(prefill_, 1));
+    EXPECT_TRUE(decode_.engine().Submit(request_).ok());
+    EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.early_bytes > 0; }));
+    EXPECT_FALSE(prefill_.finished(1));
+  }
+  void ExpectDecodeAnswers() {
+    EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
+    ExpectAnswer(decode_, request_);
+    EXPECT_TRUE(prefill_.AllBlocksReturn());
+    EXPECT_TRUE(decode_.AllBlocksReturn());
+  }
+
+  Request request_ = MakeRequest(1, kPromptLen, 12);
+  PdNode prefill_{Node(PdRole::kPrefill)};
+  PdNode decode_{Node(PdRole::kDecode)};
+};
+
+TEST_P(HeldPrefill, WhatIsWrittenMovesBeforeTheRestIsComputed) {
+  const uint64_t early = prefill_.engine().Stats().leases.early_bytes;
+  EXPECT_LE(early, uint64_t{2 * 16 * sizeof(uint64_t)});
+  EXPECT_EQ(decode_.engine().Stats().num_migrating, 1);
+  prefill_.gate().Open();
+  ExpectDecodeAnswers();
+  const EngineStats stats = decode_.engine().Stats();
+  EXPECT_EQ(stats.pulls.completed, 1U);
+  EXPECT_EQ(stats.pulls.bytes, (kPromptLen - 1) * sizeof(uint64_t));
+  EXPECT_GE(stats.pulls.early_bytes, early);
+  const LeaseCounters leases = prefill_.engine().Stats().leases;
+  EXPECT_EQ(leases.granted, 1U);
+  EXPECT_EQ(leases.released, 1U);
+}
+
+TEST_P(HeldPrefill, APrefillThatIsAbortedCostsARecompute) {
+  prefill_.engine().Abort(RequestId(1));
+  prefill_.gate().Open();
+  ExpectDecodeAnswers();
+  EXPECT_EQ(decode_.engine().Stats().pulls.failed, 1U);
+  EXPECT_EQ(prefill_.engine().Stats().leases.aborted, 1U);
+}
+
+TEST_P(HeldPrefill, APrefillEngineThatEndsCostsARecompute) {
+  prefill_.Stop();
+  EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
+  ExpectAnswer(decode_, request_);
+  EXPECT_TRUE(decode_.AllBlocksReturn());
+}
+
+TEST_P(HeldPrefill, AReaderThatIsAbortedReturnsTheBlocksOfBothSides) {
+  decode_.engine().Abort(RequestId(1));
+  EXPECT_TRUE(decode_.AllBlocksReturn());
+  EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.released == 1; }));
+  prefill_.gate().Open();
+  EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
+  EXPECT_TRUE(prefill_.AllBlocksReturn());
+  EXPECT_EQ(decode_.engine().Stats().pulls.aborted, 1U);
+}
+
+TEST_P(TwoEngines, AnAnswerThatThePromptEndsIsTheSame) {
+  PdNode prefill(Node(PdRole::kPrefill));
+  PdNode decode(Node(PdRole::kDecode));
+  Request request = MakeRequest(2, 50, 20);
+  const TokenId first = Reference(prefill.options()).Run(request, nullptr).tokens.front();
+  request.sampling.stop_token_ids = {first};
+  ASSERT_TRUE(prefill.engine().Submit(PrefillOf(request)).ok());
+  request.kv_source = PdNode::Source(prefill, LeaseOf(prefill, 2));
+  ASSERT_TRUE(decode.engine().Submit(request).ok());
+  ASSERT_TRUE(decode.PollUntil([&] { return decode.finished(2); }));
+  ExpectAnswer(decode, request);
+  EXPECT_EQ(decode.output(2).reason, FinishReason::kStop);
+  EXPECT_TRUE(prefill.AllBlocksReturn());
+  EXPECT_TRUE(decode.AllBlocksReturn());
+}
+
+// Aborts of either side at any time, leases that nobody reads, and in the end a
+// prefill engine that is gone.
+TEST_P(TwoEngines, EveryRequestGetsThePlainAnswerAndEveryBlockReturns) {
+  constexpr uint64_t kRequests = 120;
+  PdNode::Settings settings = Node(PdRole::kPrefill);
+  settings.lease_ttl = std::chrono::milliseconds(300);
+  PdNode prefill(settings);
+  PdNode decode(Node(PdRole::kDecode));
+  std::mt19937 random(11);
+  const auto chance = [&](uint32_t percent) { return random() % 100 < percent; };
+  std::map<uint64_t, Request> asked;
+  std::set<uint64_t> forwarded;
+  std::set<uint64_t> given_up;
+  uint64_t next = 1;
+  const auto turn = [&] {
+    if (next <= kRequests && asked.size() - forwarded.size() < 6) {
+      const auto length = 1 + static_cast<int32_t>(random() % 70);
+      asked[next] = MakeRequest(next, length, 1 + static_cast<int32_t>(random() % 16));
+      ASSERT_TRUE(prefill.engine().Submit(PrefillOf(asked[next])).ok());
+      ++next;
+    }
+    prefill.Poll();
+    decode.Poll(0.001);
+    for (auto& [id, request] : asked) {
+      if (forwarded.contains(id)) continue;
+      const PdOutput& out = prefill.output(id);
+      if (!out.lease && out.reason == FinishReason::kNone) continue;
+      if (out.lease && !chance(5)) request.kv_source = PdNode::Source(prefill, *out.lease);
+      forwarded.insert(id);
+      ASSERT_TRUE(decode.engine().Submit(request).ok());
+      if (chance(10)) prefill.engine().Abort(RequestId(id));
+      if (!chance(10)) continue;
+      given_up.insert(id);
+      decode.engine().Abort(RequestId(id));
+    }
+  };
+  const auto all_done = [&] {
+    return forwarded.size() == kRequests &&
+           std::ranges::all_of(forwarded, [&](uint64_t id) { return decode.finished(id); });
+  };
+  ASSERT_TRUE(WaitFor([&] { return turn(), HasFatalFailure() || all_done(); }, 60));
+  for (const auto& [id, request] : asked) {
+    if (!given_up.contains(id)) ExpectAnswer(decode, request);
+  }
+  EXPECT_TRUE(prefill.AllBlocksReturn());
+  EXPECT_TRUE(decode.AllBlocksReturn());
+  const EngineStats pulls = decode.engine().Stats();
+  EXPECT_EQ(pulls.num_migrating, 0);
+  EXPECT_GT(pulls.pulls.completed, kRequests / 2);
+  const LeaseCounters leases = prefill.engine().Stats().leases;
+  EXPECT_EQ(leases.granted, leases.released + leases.aborted + leases.expired);
+  EXPECT_GT(leases.granted, kRequests * 3 / 4);
+}
+
+const auto kSettings = ::testing::Values(Setting{"tcp", false}, Setting{"tcp", true},
+                                         Setting{"shm", false}, Setting{"shm", true});
+std::string NameOf(const ::testing::TestParamInfo<Setting>& info) {
+  return info.param.transport + (info.param.pipelined ? "Pipelined" : "");
+}
+INSTANTIATE_TEST_SUITE_P(Transports, TwoEngines, kSettings, NameOf);
+INSTANTIATE_TEST_SUITE_P(Transports, HeldPrefill, kSettings, NameOf);
+
+}  // namespace
+}  // namespace dlcore::testing
