@@ -82,7 +82,7 @@ class Storm {
   Storm(const std::string& transport, uint32_t seed, int32_t local_block_size)
       : transport_(transport),
         random_(seed),
-        owner_(ModelLayout(kOwnerBlockSize, kOwnerBlocks, 1, 0)),
+        owner_(ModelLayout(kOwnerBlockSize, kOwnerBlocks, 1, 0), Side::kOwner),
         owner_blocks_(kOwnerBlocks),
         life_(std::make_unique<Life>(transport, &owner_)),
         local_block_size_(local_block_size),
@@ -127,9 +127,7 @@ class Storm {
     int32_t end = 0;
   };
 
-  static void Fill(std::vector<uint8_t>* bytes, uint8_t value) {
-    std::fill(bytes->begin(), bytes->end(), value);
-  }
+  static void Fill(Bytes* bytes, uint8_t value) { std::fill(bytes->begin(), bytes->end(), value); }
   int32_t Pick(int32_t low, int32_t high) {
     return std::uniform_int_distribution(low, high)(random_);
   }

@@ -24,12 +24,15 @@ ROLES = ("prefill", "prefill", "decode", "decode")
 
 
 class System:
-    def __init__(self, nodes: list[LiveServer], client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, roles: tuple[str, ...], nodes: list[LiveServer], client: httpx.AsyncClient
+    ) -> None:
+        self.roles = roles
         self.nodes = nodes
         self.client = client
 
     def stats(self, role: str) -> list[dict[str, float]]:
-        pairs = zip(ROLES, self.nodes, strict=True)
+        pairs = zip(self.roles, self.nodes, strict=True)
         return [node.engine.stats() for kind, node in pairs if kind == role]
 
     async def whole(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -40,17 +43,19 @@ class System:
 
 
 @asynccontextmanager
-async def system() -> AsyncIterator[System]:
+async def system(roles: tuple[str, ...] = ROLES, **options: Any) -> AsyncIterator[System]:
+    """`options`: of every node's engine."""
     folder = str(tiny_checkpoint("qwen3").folder)
     with contextlib.ExitStack() as stack:
         nodes = []
-        for i, role in enumerate(ROLES):
+        for i, role in enumerate(roles):
             kv = KvTransferConfig(role=role, key=KEY.encode(), lease_ttl_s=3.0)
             engine = AsyncLLM(
-                folder, device="cpu", block_size=4 << i, num_kv_blocks=512, kv_transfer=kv
-            )
+                folder, device="cpu", block_size=4 << i, num_kv_blocks=512, kv_transfer=kv,
+                **options,
+            )  # fmt: skip
             nodes.append(stack.enter_context(live_server(engine, api_key=(KEY,))))
-        pairs = zip(ROLES, nodes, strict=True)
+        pairs = zip(roles, nodes, strict=True)
         config = RouterConfig(
             backends=tuple((node.base, Role(role)) for role, node in pairs),
             policy="round_robin", check_interval_s=0.1, backend_api_key=KEY,
@@ -64,7 +69,7 @@ async def system() -> AsyncIterator[System]:
             pool = app.state.router.pool
             await until(lambda: len(pool.candidates(None, roles=tuple(Role))) == len(nodes))
             await until(lambda: all(backend.resumable for backend in pool))
-            yield System(nodes, client)
+            yield System(roles, nodes, client)
 
 
 def requests(count: int) -> list[dict[str, Any]]:
