@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dlcore.router.backend import Backend, Role
 from dlcore.router.config import RouterConfig
@@ -31,13 +31,16 @@ class Attempts:
         budget: RetryBudget,
         model: str | None,
         route: RoutingRequest,
+        roles: Sequence[Collection[Role]] = (WHOLE, LAST_RESORT),
     ) -> None:
+        """`roles`: of nodes that may answer; the first ones of which any is up."""
         self._config = config
         self._pool = pool
         self._policy = policy
         self._budget = budget
         self._model = model
         self._route = route
+        self._roles = roles
         self._failed: set[str] = set()
         self._count = 0
         self._last_error = "no node is up"
@@ -71,7 +74,8 @@ class Attempts:
         self._count = 1
 
     def _choose(self, resumable: bool) -> Backend | None:
-        candidates = self._able(WHOLE, resumable) or self._able(LAST_RESORT, resumable)
+        able = (self._able(roles, resumable) for roles in self._roles)
+        candidates = next(filter(None, able), [])
         fresh = [b for b in candidates if b.url not in self._failed]
         # Nodes that failed once come after those that did not: better than giving up.
         candidates = fresh or candidates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,12 +11,12 @@ import aiohttp
 import msgspec
 
 from dlcore.router.attempts import Attempts, NoBackendError
-from dlcore.router.backend import Backend
+from dlcore.router.backend import Backend, Role
 from dlcore.router.config import RouterConfig
 from dlcore.router.metrics import RouterMetrics
-from dlcore.router.pd import PrefillStage
+from dlcore.router.pd import PrefillStage, answering_roles
 from dlcore.router.policies import Policy, RoutingRequest
-from dlcore.router.pool import BackendPool
+from dlcore.router.pool import LAST_RESORT, WHOLE, BackendPool
 from dlcore.router.resume import ChoiceAbortedError, ResumableStream
 from dlcore.router.retry_budget import RetryBudget
 from dlcore.router.sse import DONE, data_of
@@ -53,7 +53,7 @@ class Dispatcher:
         self, path: str, body: dict[str, Any], model: str | None, route: RoutingRequest
     ) -> tuple[int, str, bytes]:
         """(status, content type, body) of the first node that answers in full."""
-        attempts = self._attempts(model, route)
+        attempts = self._attempts(model, route, answering_roles(path, body))
         while True:
             backend = await attempts.next()
             try:
@@ -78,7 +78,7 @@ class Dispatcher:
         """
         stream = ResumableStream(body)
         request_id = str(body.get("request_id") or uuid.uuid4().hex)
-        attempts = self._attempts(model, route)
+        attempts = self._attempts(model, route, answering_roles(path, body))
         while True:
             backend = await attempts.next(resumable=stream.started)
             sent = stream.request(request_id) if backend.resumable else body
@@ -155,9 +155,14 @@ class Dispatcher:
         except (msgspec.DecodeError, AttributeError, TypeError, KeyError) as wrong:
             raise NodeError(f"{backend.url} sent an event that is no chunk: {wrong}") from None
 
-    def _attempts(self, model: str | None, route: RoutingRequest) -> Attempts:
+    def _attempts(
+        self,
+        model: str | None,
+        route: RoutingRequest,
+        roles: Sequence[Collection[Role]] = (WHOLE, LAST_RESORT),
+    ) -> Attempts:
         self._budget.request()
-        return Attempts(self._config, self._pool, self._policy, self._budget, model, route)
+        return Attempts(self._config, self._pool, self._policy, self._budget, model, route, roles)
 
     @asynccontextmanager
     async def _open(

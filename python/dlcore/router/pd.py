@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ import msgspec
 
 from dlcore.router.backend import Backend, Role
 from dlcore.router.policies import Policy, RoutingRequest
-from dlcore.router.pool import BackendPool
+from dlcore.router.pool import LAST_RESORT, PROMPT_ALONE, WHOLE, BackendPool
 from dlcore.router.sse import data_of
 from dlcore.router.upstream import Answer, NodeError
 
@@ -33,6 +33,13 @@ NOT_FOR_PREFILL = ("stream_options", "resume_token_ids", "prompt_logprobs", "ech
 
 Open = Callable[..., AbstractAsyncContextManager[Answer]]
 Ticket = asyncio.Future[str | None]
+
+
+def answering_roles(path: str, body: dict[str, Any]) -> Sequence[Collection[Role]]:
+    """Roles of the nodes to send a request to, best ones first."""
+    limits = (body.get("max_completion_tokens"), body.get("max_tokens"))
+    one_token = path in PATHS and 1 in limits
+    return (PROMPT_ALONE, WHOLE) if one_token else (WHOLE, LAST_RESORT)
 
 
 class PrefillStage:

@@ -11,6 +11,8 @@ from dlcore.router.backend import Backend, Role, State
 WHOLE = (Role.HYBRID, Role.DECODE)
 # Who answers a client when none of WHOLE is up: a prefill node serves whole requests too.
 LAST_RESORT = (Role.PREFILL,)
+# Who had better answer with a single token: all of that work is the prompt's.
+PROMPT_ALONE = (Role.HYBRID, Role.PREFILL)
 
 
 class BackendPool:

@@ -121,13 +121,15 @@ def test_two_prefill_and_two_decode_nodes_answer_like_one() -> None:
     run(scene)
 
 
-def test_a_request_that_one_token_answers_is_answered_without_a_hand_over() -> None:
+def test_a_prefill_node_answers_a_request_for_one_token_and_nobody_computes_it_again() -> None:
     async def scene() -> None:
         (request,) = requests(1)
         async with system() as running:
             choice = await running.whole({**request, "max_tokens": 1})
             assert choice["finish_reason"] == "length"
-            assert all(s["num_migrations"] == 0 for s in running.stats("decode"))
+            await until(lambda: sum(s["num_finished"] for s in running.stats("prefill")) == 1)
+            assert all(s["num_prompt_tokens"] == 0 for s in running.stats("decode"))
+            assert all(s["num_leases_granted"] == 0 for s in running.stats("prefill"))
 
     run(scene)
 
