@@ -21,6 +21,7 @@ from dlcore.attention import triton_attention
 from dlcore.ops import kernels, sample_kernels
 from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.tile_linear import linear_tile, tile_linear
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
 L2_BYTES = 50e6
@@ -132,9 +133,9 @@ def _linear_cases(
     for tiles in row_tiles if m <= kernels.MAX_SKINNY_TOKENS else ():
         run = functools.partial(_with_weight, skinny, weights, tiles)
         yield case(op=f"skinny_linear/{tiles or 'auto'}", run=run)
-    tile = kernels.linear_tile(m, rows, k)
+    tile = linear_tile(m, rows, k)
     if tile is not None:
-        tiled = functools.partial(kernels.tile_linear, x, tile=tile, swiglu=name == "gate_up")
+        tiled = functools.partial(tile_linear, x, tile=tile, swiglu=name == "gate_up")
         if name in ("o", "down"):
             tiled = functools.partial(tiled, residual=residual)
         yield case(op="tile_linear", run=lambda i: tiled(weight=weights[i]))

@@ -23,15 +23,17 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
 
-// out [T, N] = f(x [T, K] . weight^T), N and K multiples of 8.
+// out [T, N] = f(x [T, K] . weight^T), N a multiple of 8, K of 64.
 //   bias [N], residual [T, N] or null: added
 //   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
-//   tokens, rows: of a block's tile, 64 or 128
-//   splits: 1, 2, 4 or 8 blocks share K, each with at least one of its tiles of 64
-//   stages: of a block's ring, at most 8; 0 = as many as let two blocks share a multiprocessor
+//   tokens, rows: of a block's tile: 32, 64, 128 or 256, and 64, 128 or 192
+//   boxes: of 64 values of k in a stage, 1; or 2 up to 64 tokens and 128 rows
+//   sharers: 1, 2 or 4 blocks of other rows bring a tile of x together; sharers * splits <= 8
+//   splits: 1, 2, 4 or 8 blocks share K, each with at least one stage of it
+//   stages: of a block's ring, at most 16; 0 = as many as let two blocks share a multiprocessor
 int dlk_tile_linear(const void* x, const void* weight, const void* bias, const void* residual,
                     void* out, int num_tokens, int n, int k, int swiglu, int tokens, int rows,
-                    int splits, int stages, cudaStream_t stream);
+                    int boxes, int sharers, int splits, int stages, cudaStream_t stream);
 
 // out [T, N] = f(x [T, K] . weight^T) for hundreds of tokens and more; N and K multiples of 8.
 // RMSNorm between two such products: the first, which adds a residual, writes `scaled` and

@@ -68,66 +68,6 @@ def test_skinny_swiglu(num_tokens: int, inner: int, k: int, row_tiles: int) -> N
     assert relative_error(out, torch.nn.functional.silu(gate) * up) < 3 * ROUNDING
 
 
-LINEAR_TILES = tuple(
-    kernels.LinearTile(tokens=tokens, rows=rows, splits=splits, stages=stages)
-    for tokens in (64, 128)
-    for rows in (64, 128)
-    for splits, stages in ((1, 0), (1, 2), (2, 6), (4, 0), (8, 0))
-)
-
-
-@pytest.mark.parametrize("num_tokens", [1, 17, 64, 65, 129, 256])
-@pytest.mark.parametrize(("n", "k"), [(1024, 3072), (1000, 1032), (24, 4096)])
-@pytest.mark.parametrize("tile", LINEAR_TILES)
-def test_tile_linear(num_tokens: int, n: int, k: int, tile: kernels.LinearTile) -> None:
-    x, weight = _random(num_tokens, k, scale=2), _random(n, k, scale=0.05)
-    bias, residual = _random(n), _random(num_tokens, n)
-    plain = x.float() @ weight.float().T
-    assert relative_error(kernels.tile_linear(x, weight, tile), plain) < ROUNDING
-    out = kernels.tile_linear(x, weight, tile, bias=bias, residual=residual)
-    assert relative_error(out, plain + bias + residual) < ROUNDING
-
-
-@pytest.mark.parametrize("num_tokens", [33, 64, 200])
-@pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (1000, 1032)])
-@pytest.mark.parametrize("tile", LINEAR_TILES)
-def test_tile_swiglu(num_tokens: int, inner: int, k: int, tile: kernels.LinearTile) -> None:
-    x, weight = _random(num_tokens, k), _random(2 * inner, k, scale=0.05)
-    gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
-    out = kernels.tile_linear(x, weight, tile, swiglu=True)
-    assert relative_error(out, torch.nn.functional.silu(gate) * up) < ROUNDING
-
-
-def test_tile_linear_in_a_chain_and_a_graph() -> None:
-    """Launches that overlap still see each other's results, replay after replay."""
-    tile = kernels.LinearTile(tokens=64, rows=64, splits=8)
-    weights = [_random(1024, 1024, scale=0.03) for _ in range(6)]
-    x, norm_weight = _random(50, 1024), _random(1024)
-
-    def chain() -> Tensor:
-        y = x
-        for weight in weights:
-            normed = kernels.rms_norm(y, norm_weight, EPS)
-            y = kernels.tile_linear(normed, weight, tile, residual=y)
-        return y
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        chain()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        out = chain()
-    for _ in range(3):
-        x.copy_(_random(50, 1024))
-        expected = x.float()
-        for weight in weights:
-            normed = _norm(expected, norm_weight).bfloat16().float()
-            expected = (normed @ weight.float().T + expected).bfloat16().float()
-        graph.replay()
-        assert relative_error(out, expected) < 3 * ROUNDING
-
-
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)

@@ -14,7 +14,7 @@ from tests.gpu.paged_case import needs_kernels, relative_error
 
 pytestmark = needs_kernels
 
-BLOCK_SIZE, MAX_BLOCKS, MAX_SEQS = 16, 24, 20
+BLOCK_SIZE, MAX_BLOCKS, MAX_SEQS = 16, 24, 150
 CONFIG = Qwen3Config(
     vocab_size=1024,
     hidden_size=512,
@@ -83,7 +83,16 @@ def test_products_for_many_tokens_equal_the_reference(monkeypatch: pytest.Monkey
     test_prefill_then_mixed_then_decode_equal_the_reference(20)
 
 
-@pytest.mark.parametrize("num_seqs", [1, 5, 14, 20])
+def _captured(model: Qwen3ForCausalLM, step: StepBuffers, state: DeviceState):
+    """The step as a CUDA graph, and the logits it writes."""
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
+        logits = model.compute_logits(model(step, state))
+    return graph, logits
+
+
+@pytest.mark.parametrize("num_seqs", [1, 5, 14, 20, 45, 90, 150])
 def test_prefill_then_mixed_then_decode_equal_the_reference(num_seqs: int) -> None:
     meta = Qwen3ForCausalLM(CONFIG, choose_attention("torch", torch.device("cpu")), torch.empty(0))
     weights = {
@@ -93,8 +102,8 @@ def test_prefill_then_mixed_then_decode_equal_the_reference(num_seqs: int) -> No
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     models = [_model(cpu, torch.float32, weights), _model(gpu, torch.bfloat16, weights)]
     states = [_state(cpu, torch.float32), _state(gpu, torch.bfloat16)]
-    prefill = [3 + 11 * i for i in range(num_seqs)]
-    mixed = [1 if i % 2 else 9 + i for i in range(num_seqs)]
+    prefill = [3 + 11 * i % 230 for i in range(num_seqs)]
+    mixed = [1 if i % 2 else 9 + i % 40 for i in range(num_seqs)]
     steps = [("mixed", prefill), ("mixed", mixed), ("decode", [1] * num_seqs)]
     seq_lens = [0] * num_seqs
     for kind, query_lens in steps:
@@ -106,3 +115,11 @@ def test_prefill_then_mixed_then_decode_equal_the_reference(num_seqs: int) -> No
             )
         # Three layers of bf16 activations, each rounded several times.
         assert relative_error(logits.cpu(), reference) < 2e-2
+    # A decode step writes what it wrote before: its graph has the same result whenever it runs.
+    decode = _step(query_lens, seq_lens, "decode", gpu)
+    graph, replayed = _captured(models[1], decode, states[1])
+    with torch.inference_mode():
+        for _ in range(20):
+            replayed.fill_(torch.nan)
+            graph.replay()
+            assert torch.equal(replayed, logits)

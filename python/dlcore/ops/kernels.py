@@ -17,7 +17,6 @@ from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
 MAX_SKINNY_TOKENS = 32
-SMALL_WEIGHT = 1 << 22  # elements
 MULTIPROCESSORS = 132
 ROPE_HEAD_DIMS = (64, 128, 256)
 ATTENTION_HEAD_DIMS = (64, 128)
@@ -76,7 +75,7 @@ class _Sampling(ctypes.Structure):
 
 _SIGNATURES = {
     "dlk_skinny_linear": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
-    "dlk_tile_linear": [*[_PTR] * 5, *[_INT] * 8, _PTR],
+    "dlk_tile_linear": [*[_PTR] * 5, *[_INT] * 10, _PTR],
     "dlk_wide_linear": [_PTR, _PTR],
     "dlk_rms_norm": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _INT, _INT, _PTR],
     "dlk_silu_and_mul": [_PTR, _PTR, _INT, _INT, _PTR],
@@ -144,9 +143,9 @@ def _ptr(t: Tensor | None) -> int | None:
     return t.data_ptr()
 
 
-def call(name: str, args: ctypes.Structure) -> None:
-    """Launches a kernel whose arguments are one struct."""
-    _call(name, ctypes.byref(args))
+def call(name: str, *args: object) -> None:
+    """Launches a kernel; a struct goes by its address."""
+    _call(name, *(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in args))
 
 
 pointer = _ptr
@@ -182,44 +181,16 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearTile:
-    """How `tile_linear` shares a product out among blocks."""
-
-    tokens: int  # of a block's tile, 64 or 128
-    rows: int  # of the weight, 64 or 128
-    splits: int = 1  # 1, 2, 4 or 8 blocks share K
-    stages: int = 0  # of a block's ring, at most 8; 0: two blocks fit on a multiprocessor
-
-
-@functools.cache
-def linear_tile(num_tokens: int, rows: int, k: int) -> LinearTile | None:
-    """The tile for a product with a weight [rows, k], or None where the library is faster.
-
-    Measured within decode steps of 32 to 256 sequences on an H100.
-    """
-    if not 1 <= num_tokens <= 128 or rows % 16 or k % 8:
-        return None
-    if num_tokens > 64:
-        many_blocks = rows >= 16384 and k >= 4096
-        return LinearTile(tokens=128, rows=128) if many_blocks else None
-    if num_tokens > 32 and k > 2 * rows:
-        return None
-    if rows > 32768 or (rows > 16384 and num_tokens <= 32):
-        return LinearTile(tokens=64, rows=128)
-    blocks, splits = -(-rows // 64), 1
-    if blocks < 64 or k >= 4096:
-        while splits < 8 and 2 * splits * blocks <= MULTIPROCESSORS and k >= 512 * splits:
-            splits *= 2
-    # Alone on its multiprocessor, a block requests more of its weights ahead.
-    stages = 8 if splits * blocks <= MULTIPROCESSORS and k >= 512 * splits else 0
-    return LinearTile(tokens=64, rows=64, splits=splits, stages=stages)
-
-
 def skinny_linear_pays(num_tokens: int, weight: Tensor) -> bool:
-    """Whether `skinny_linear` takes this product and beats the library (measured on an H100)."""
-    small = num_tokens <= 16 or weight.numel() <= SMALL_WEIGHT
-    return 1 <= num_tokens <= MAX_SKINNY_TOKENS and small and weight.shape[1] % 64 == 0
+    """Whether `skinny_linear` takes this product and is the fastest (measured on an H100)."""
+    rows, k = weight.shape
+    if not 1 <= num_tokens <= MAX_SKINNY_TOKENS or k % 64:
+        return False
+    if num_tokens <= 8:
+        return True
+    if num_tokens <= 16:
+        return rows <= 4096 or rows * k <= 1 << 23
+    return rows * k <= 1 << 21
 
 
 def skinny_linear(
@@ -246,30 +217,6 @@ def skinny_linear(
         "dlk_skinny_linear",
         *[_ptr(x), _ptr(weight), _ptr(norm_weight), eps, _ptr(bias), _ptr(residual), _ptr(out)],
         *[num_tokens, n, k, int(swiglu), int(out_dtype == torch.float32), row_tiles],
-    )
-    return out
-
-
-def tile_linear(
-    x: Tensor,
-    weight: Tensor,
-    tile: LinearTile,
-    *,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    swiglu: bool = False,
-) -> Tensor:
-    """x: [T, K], weight: [N, K] -> [T, N] = x weight^T + bias + residual; see `linear_tile`.
-
-    swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
-    """
-    num_tokens, k = x.shape
-    n = weight.shape[0] // (2 if swiglu else 1)
-    out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
-    _call(
-        "dlk_tile_linear",
-        *[_ptr(x), _ptr(weight), _ptr(bias), _ptr(residual), _ptr(out)],
-        *[num_tokens, n, k, int(swiglu), tile.tokens, tile.rows, tile.splits, tile.stages],
     )
     return out
 

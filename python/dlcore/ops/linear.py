@@ -1,7 +1,8 @@
 """Matrix products with weights, alone and fused with what surrounds them in a decoder layer.
 
 For few tokens a product's time is that of reading its weight: one kernel then does all of a
-function here. For many, the product is a library's and the rest are kernels of their own.
+function here. For some tens, RMSNorm is a kernel of its own. For many, the product is a library's
+and the rest are kernels of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dlcore.ops import kernels
 from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.norm import fused_add_rms_norm, rms_norm
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.tile_linear import LinearTile, linear_tile, tile_linear
 from dlcore.ops.wide_linear import (
     NormParts,
     wide_linear,
@@ -28,6 +30,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return kernels.skinny_linear(x, weight, bias=bias)
     if _is_wide(x, weight, bias):
         return wide_linear(x, weight)
+    tile = _tile(x, weight)
+    if tile is not None:
+        return tile_linear(x, weight, tile, bias=bias)
     return functional.linear(x, weight, bias)
 
 
@@ -65,6 +70,9 @@ def norm_swiglu(
     normed, total = _norm(stream, norm_weight, eps)
     if _is_wide(normed, weight):
         return wide_linear(normed, weight, swiglu=True), total
+    tile = _tile(normed, weight)
+    if tile is not None:
+        return tile_linear(normed, weight, tile, swiglu=True), total
     return silu_and_mul(linear(normed, weight)), total
 
 
@@ -80,6 +88,9 @@ def residual_linear(
     if _is_wide(x, weight, bias):
         out, parts = wide_linear_before_norm(x, weight, residual, next_norm_weight)
         return ResidualStream(out, norm_parts=parts)
+    tile = _tile(x, weight)
+    if tile is not None:
+        return ResidualStream(tile_linear(x, weight, tile, bias=bias, residual=residual))
     return ResidualStream(functional.linear(x, weight, bias), residual)
 
 
@@ -89,6 +100,10 @@ def _is_skinny(x: Tensor, weight: Tensor) -> bool:
 
 def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return bias is None and kernels.usable(x, weight) and wide_linear_pays(x.shape[0], weight)
+
+
+def _tile(x: Tensor, weight: Tensor) -> LinearTile | None:
+    return linear_tile(x.shape[0], *weight.shape) if kernels.usable(x, weight) else None
 
 
 def _parts_for(stream: ResidualStream, norm_weight: Tensor) -> NormParts | None:
