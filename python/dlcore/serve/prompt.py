@@ -61,11 +61,17 @@ async def from_text(
 def from_token_ids(engine: EngineClient, ids: Sequence[int], param: str = "prompt") -> Prompt:
     if not ids:
         raise bad_request(f"{param}: the prompt has no tokens", param)
-    if max(ids) >= engine.vocab_size:
-        raise bad_request(
-            f"{param}: token id {max(ids)} is outside the vocabulary of {engine.vocab_size}", param
-        )
+    check_token_ids(engine, ids, param)
     return Prompt(list(ids))
+
+
+def check_token_ids(engine: EngineClient, ids: Sequence[int], param: str) -> None:
+    """Raises ApiError 400 for an id that the model does not know; negative ones are none here."""
+    largest = max(ids, default=0)
+    if largest >= engine.vocab_size:
+        raise bad_request(
+            f"{param}: token id {largest} is outside the vocabulary of {engine.vocab_size}", param
+        )
 
 
 async def from_chat(

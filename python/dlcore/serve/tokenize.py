@@ -13,7 +13,7 @@ from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response
 from dlcore.serve.errors import bad_request
 from dlcore.serve.logprobs import TokenTexts
-from dlcore.serve.prompt import Prompt, from_text, need_tokenizer
+from dlcore.serve.prompt import Prompt, check_token_ids, from_text, need_tokenizer
 from dlcore.serve.schemas.chat import ChatRequest
 from dlcore.serve.schemas.tokenize import (
     DetokenizeRequest,
@@ -50,6 +50,7 @@ class TokenizeEndpoint:
         body = await json_body(self._ctx, request, DetokenizeRequest)
         self._ctx.resolve_model(body.model)
         tokenizer = need_tokenizer(self._ctx.engine, "tokens")
+        check_token_ids(self._ctx.engine, body.tokens, "tokens")
         if len(body.tokens) <= _INLINE_TOKENS:
             text = tokenizer.decode(body.tokens, skip_special_tokens=False)
         else:

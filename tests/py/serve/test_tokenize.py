@@ -27,6 +27,9 @@ def test_one_of_prompt_and_messages_is_needed(http: httpx.Client, body: object) 
     assert http.post("/tokenize", json=body).status_code == 400
 
 
-def test_unknown_ids_decode_to_nothing(http: httpx.Client) -> None:
-    assert http.post("/detokenize", json={"tokens": [2**31 - 1]}).json()["prompt"] == ""
-    assert http.post("/detokenize", json={"tokens": [2**40]}).status_code == 400
+@pytest.mark.parametrize("token_id", [258, 2**31 - 1, 2**40, -1])
+def test_an_unknown_id_is_a_400_that_names_the_field(http: httpx.Client, token_id: int) -> None:
+    answer = http.post("/detokenize", json={"tokens": [5, token_id]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("tokens")
+    assert http.post("/detokenize", json={"tokens": []}).json()["prompt"] == ""
