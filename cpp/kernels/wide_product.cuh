@@ -66,8 +66,8 @@ __device__ __forceinline__ Tile FindTile(const Product& p, int index) {
   return {(token_tile * kCluster + static_cast<int>(ClusterRank())) * kTokens, rest / tokens};
 }
 
-// The number of this thread's warpgroup, known to be the same for all lanes; of its first row of
-// sums among the tile's tokens (the second is 8 below); and of its first column's pair.
+// This thread's warpgroup, known to be the same for all lanes; the first of its two rows of sums
+// among the tile's tokens (the second is 8 further); the first of its columns.
 __device__ __forceinline__ int Warpgroup() { return __shfl_sync(kFullMask, threadIdx.x / 128, 0); }
 __device__ __forceinline__ int FirstRow() {
   return threadIdx.x / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
@@ -136,7 +136,7 @@ class Boxes {
   bool leads_;
 };
 
-// Calls visit(i, j, half, sums' index) for the pairs of columns that a thread holds of 64 i ...
+// Calls visit(j, row's half, sums' index) for a thread's pairs of columns 64 i + 8 j + FirstColumn.
 template <class Visit>
 __device__ __forceinline__ void ForEachPair(int i, Visit visit) {
 #pragma unroll

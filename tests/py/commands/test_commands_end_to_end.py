@@ -92,7 +92,7 @@ def test_bench_writes_figures_and_plots(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "row.json").read_text())
     assert [f["name"] for f in report["figures"]] == [
-        "start", "tpot_b1", "tpot_b4", "ttft", "prefill", "mixed",
+        "start", "tpot_b1", "tpot_b4", "ttft", "ttft_idle", "prefill", "mixed",
     ]  # fmt: skip
     for name in ("latency.png", "throughput.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
