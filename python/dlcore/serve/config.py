@@ -78,7 +78,7 @@ class ServeConfig:
         None, "File with the deployment's key; it is the API key too where none is set."
     )
     kv_lease_ttl: float = _opt(30.0, "Seconds a prefill node keeps KV for a decode node.")
-    kv_pull_timeout: float = _opt(20.0, "Seconds a decode node tries to fetch KV.")
+    kv_pull_timeout: float = _opt(20.0, "Seconds without progress that end the fetching of KV.")
     kv_recompute: bool = _opt(True, "Compute a prompt whose KV cannot be fetched, or fail it.")
 
     access_log: bool = _opt(True, "Log one JSON line per request.")
