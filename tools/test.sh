@@ -53,7 +53,8 @@ stage_kernels() {
   cmake --build build/cuda-release --target dlcore_kernels -j "$jobs"
 }
 
-stage_python() { python -m pytest -q -ra; }
+# Two workers: these tests mostly wait for processes to start. A file stays with one of them.
+stage_python() { python -m pytest -q -ra -n 2 --dist loadfile; }
 
 stage_bench() {
   build/cpu-release/bench_scheduler --benchmark_min_time=0.2

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
 def free_port() -> int:
@@ -21,14 +21,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: its parent may be killed without a chance to stop it.
-
-    Not SIGTERM: a frozen process would not hear it.
-    """
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
@@ -57,15 +49,17 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
-        """Raises OSError when the program is missing."""
+        """Raises FileNotFoundError when the program is missing."""
+        if shutil.which(self.command[0]) is None:
+            raise FileNotFoundError(f"{self.command[0]}: no such program")
+        launcher = [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command,
+                [*launcher, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
 
     def signal(self, number: int) -> None:
