@@ -29,6 +29,7 @@ KEY = b"a key for this benchmark only..."
 START_TIMEOUT_S = 120.0
 OTHER_PROMPT, OTHER_OUTPUT = 512, 2800
 QUIET_S = 1.5  # how long ITL alone is measured
+ENOUGH_S = 5.0  # of pulls, over one transport
 
 
 def engine(args: argparse.Namespace, role: str, num_tokens: int, **options: Any) -> AsyncLLM:
@@ -143,6 +144,8 @@ async def measure(args: argparse.Namespace, pipe: Connection) -> None:
                 continue  # it connects
             pulls.append(1e3 * (end - begin))
             beside += others.gaps(begin, end)
+            if sum(pulls) > 1e3 * ENOUGH_S:
+                break
         await others.stop()
         for name, gaps in (("alone", alone), ("meanwhile", beside)):
             pull = f"{statistics.median(pulls):8.1f}" if name == "meanwhile" else " " * 8
