@@ -109,29 +109,33 @@ void CopyWholeBlocks(const BlockShape& shape, const CopySpec& spec, std::vector<
   }
 }
 
+// In the order of the remote blocks' bytes, so that a read asks for few ranges.
 void CopyPieces(const BlockShape& from, const BlockShape& to, int32_t num_planes,
                 uint64_t bytes_per_head, const CopySpec& spec, std::vector<CopyRange>* out) {
   const int32_t first_head = std::max(from.first_head(), to.first_head());
   const int32_t end_head = std::min(from.end_head(), to.end_head());
   const int32_t end = spec.first_token + spec.num_tokens;
-  for (int32_t token = spec.first_token; token < end;) {
-    const int32_t from_token = token % from.block_size();
-    const int32_t to_token = token % to.block_size();
-    const int32_t count =
-        std::min({from.block_size() - from_token, to.block_size() - to_token, end - token});
+  for (int32_t begin = spec.first_token; begin < end;) {
+    const int32_t begin_in_block = begin % from.block_size();
+    const int32_t stop = std::min(begin - begin_in_block + from.block_size(), end);
     const uint64_t from_base =
-        from.BlockOffset(spec.remote_blocks[static_cast<size_t>(token / from.block_size())]);
-    const uint64_t to_base =
-        to.BlockOffset(spec.local_blocks[static_cast<size_t>(token / to.block_size())]);
+        from.BlockOffset(spec.remote_blocks[static_cast<size_t>(begin / from.block_size())]);
     for (int32_t plane = 0; plane < num_planes; ++plane) {
       for (int32_t head = first_head; head < end_head; ++head) {
-        Append({from_base + from.Offset(plane, head, from_token),
-                to_base + to.Offset(plane, head, to_token),
-                static_cast<uint64_t>(count) * bytes_per_head},
-               out);
+        for (int32_t token = begin; token < stop;) {
+          const int32_t to_token = token % to.block_size();
+          const int32_t count = std::min(to.block_size() - to_token, stop - token);
+          const uint64_t to_base =
+              to.BlockOffset(spec.local_blocks[static_cast<size_t>(token / to.block_size())]);
+          Append({from_base + from.Offset(plane, head, begin_in_block + token - begin),
+                  to_base + to.Offset(plane, head, to_token),
+                  static_cast<uint64_t>(count) * bytes_per_head},
+                 out);
+          token += count;
+        }
       }
     }
-    token += count;
+    begin = stop;
   }
 }
 

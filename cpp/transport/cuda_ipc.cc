@@ -1,3 +1,4 @@
+#include <array>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@ constexpr std::string_view kName = "cuda_ipc";
 constexpr uint32_t kSlots = 4;
 constexpr uint64_t kSlotBytes = 64 << 20;
 constexpr uint32_t kMaxSlots = 64;  // what an owner accepts
+constexpr size_t kCopies = 2;       // one is prepared while another runs
 
 class CudaOwnerPlane final : public OwnerPlane {
  public:
@@ -31,30 +33,43 @@ class CudaOwnerPlane final : public OwnerPlane {
       return Status::InvalidArgument("malformed cuda_ipc offer");
     }
     const int32_t device = memory_->cuda_device();
-    if (Status s = CudaCopyStream::Create(device, &stream_); !s.ok()) return s;
+    for (auto& stream : streams_) {
+      if (Status s = CudaCopyStream::Create(device, &stream); !s.ok()) return s;
+    }
     return CudaWindow::Import(device, passed_fd, num_slots_ * kSlotBytes, &window_);
   }
   [[nodiscard]] uint32_t num_slots() const override { return num_slots_; }
   [[nodiscard]] uint64_t slot_bytes() const override { return kSlotBytes; }
+  [[nodiscard]] size_t max_copies() const override { return kCopies; }
   Status Begin(uint32_t slot, std::span<const MemoryRange> sources, Blob*) override {
-    if (Status s = stream_->Bind(); !s.ok()) return s;
+    CudaCopyStream& stream = *streams_[num_begun_ % kCopies];
+    if (Status s = stream.Bind(); !s.ok()) return s;
     CuAddress to = window_->address() + slot * kSlotBytes;
     copies_.clear();
     for (const MemoryRange& source : sources) {
       copies_.push_back({to, source.address, source.length});
       to += source.length;
     }
-    if (Status s = stream_->Copy(copies_); !s.ok()) return s;
-    return stream_->Mark();
+    if (Status s = stream.Copy(copies_); !s.ok()) return s;
+    if (Status s = stream.Mark(); !s.ok()) return s;
+    ++num_begun_;
+    return Status::Ok();
   }
-  Status Poll(bool* done) override { return stream_->Query(done); }
+  Status Poll(bool* done) override {
+    const Status s = streams_[num_ended_ % kCopies]->Query(done);
+    if (s.ok() && *done) ++num_ended_;
+    return s;
+  }
 
  private:
   PoolMemory* memory_;
   std::unique_ptr<CudaWindow> window_;
-  std::unique_ptr<CudaCopyStream> stream_;  // goes first, and waits for its copies
-  std::vector<CudaCopy> copies_;
+  // They take turns, go first, and wait for their copies.
+  std::array<std::unique_ptr<CudaCopyStream>, kCopies> streams_;
+  std::vector<CudaCopy> copies_;  // scratch
   uint32_t num_slots_ = 0;
+  size_t num_begun_ = 0;
+  size_t num_ended_ = 0;
 };
 
 class CudaReaderPlane final : public ReaderPlane {

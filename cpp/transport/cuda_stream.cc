@@ -92,7 +92,7 @@ Status CudaCopyStream::CopyInKernel(std::span<const CudaCopy> copies) {
   if (!s.ok()) return s;
   auto count = static_cast<uint32_t>(copies.size());
   void* arguments[] = {&device_list_, &count};
-  const unsigned blocks = std::min(count, kCopyKernelBlocks);
+  const unsigned blocks = std::min(count, CopyKernelBlocks(TotalBytes(copies) / count));
   return driver_.Check(driver_.LaunchKernel(kernel_, blocks, 1, 1, kCopyKernelThreads, 1, 1, 0,
                                             stream_, arguments, nullptr),
                        "cuLaunchKernel");

@@ -26,11 +26,13 @@ class OwnerPlane {
   [[nodiscard]] virtual uint32_t num_slots() const = 0;
   [[nodiscard]] virtual uint64_t slot_bytes() const = 0;
   // Starts to copy `sources`, one after another, to the start of `slot`; a plane
-  // whose payload travels inline appends it to `reply`. At most one copy is
-  // under way at a time.
-  // REQUIRES: slot < num_slots(), TotalBytes(sources) <= slot_bytes()
+  // whose payload travels inline appends it to `reply`.
+  // REQUIRES: slot < num_slots(), TotalBytes(sources) <= slot_bytes(), fewer than
+  // max_copies() copies are under way
   virtual Status Begin(uint32_t slot, std::span<const MemoryRange> sources, Blob* reply) = 0;
-  // Whether the copy has ended; until then the sources stay pinned.
+  // Copies that may be under way at a time; they end in the order they began.
+  [[nodiscard]] virtual size_t max_copies() const { return 1; }
+  // Whether the oldest copy has ended; until then its sources stay pinned.
   virtual Status Poll(bool* done) = 0;
 };
 

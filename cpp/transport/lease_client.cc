@@ -21,6 +21,15 @@ uint32_t TimeoutMs(TimePoint deadline) {
   return static_cast<uint32_t>(std::max(MillisecondsUntil(deadline, 3'600'000), 1));
 }
 
+// As part of the last range where the two touch: the owner checks and copies fewer.
+void AppendRange(LayerRange range, std::vector<LayerRange>* ranges) {
+  if (!ranges->empty() && ranges->back().offset + ranges->back().length == range.offset) {
+    ranges->back().length += range.length;
+  } else {
+    ranges->push_back(range);
+  }
+}
+
 Status CheckRanges(const std::vector<ReadRange>& ranges) {
   if (ranges.empty()) return Status::InvalidArgument("ranges: a read needs at least one");
   for (const ReadRange& range : ranges) {
@@ -249,11 +258,11 @@ void LeaseClient::SendPiece(Operation* operation) {
   free_slots_.pop_back();
   Piece piece{operation, message.slot, {}, operation->deadline};
   uint64_t room = plane_->slot_bytes();
-  while (!operation->all_sent() && room > 0 && message.ranges.size() < kMaxRangesPerRead) {
+  while (!operation->all_sent() && room > 0 && piece.destinations.size() < kMaxRangesPerRead) {
     const ReadRange& range = operation->ranges[operation->next_range];
     const uint64_t done = operation->next_byte;
     const uint64_t take = std::min(range.length - done, room);
-    message.ranges.push_back({range.remote_offset + done, take});
+    AppendRange({range.remote_offset + done, take}, &message.ranges);
     piece.destinations.push_back({range.local_address + done, take});
     room -= take;
     operation->next_byte += take;

@@ -33,13 +33,8 @@ OwnerConnection::OwnerConnection(UniqueFd fd, std::string transport,
 }
 
 OwnerConnection::~OwnerConnection() {
-  plane_.reset();  // ends the copy before its sources are unpinned
-  EndCopy();
-}
-
-void OwnerConnection::EndCopy() {
-  if (copy_.active) options_.leases->EndRead(copy_.lease);
-  copy_.active = false;
+  plane_.reset();  // ends the copies before their sources are unpinned
+  for (const Copy& copy : copies_) options_.leases->EndRead(copy.lease);
 }
 
 Status OwnerConnection::Receive(TimePoint now) {
@@ -170,7 +165,10 @@ bool OwnerConnection::TryOpenLease(const Pending& pending) {
 }
 
 bool OwnerConnection::TryRead(const Pending& pending) {
-  if (copy_.active || !plane_status_.ok() || socket_.queued_bytes() > kMaxQueuedBytes) return false;
+  if (!plane_status_.ok() || copies_.size() >= plane_->max_copies() ||
+      socket_.queued_bytes() > kMaxQueuedBytes) {
+    return false;
+  }
   const ReadMessage& read = pending.read;
   const int32_t layer = read.layer > INT32_MAX ? -1 : static_cast<int32_t>(read.layer);
   Status s = options_.leases->BeginRead(read.lease, layer, read.ranges, &sources_);
@@ -179,25 +177,29 @@ bool OwnerConnection::TryRead(const Pending& pending) {
     Fail(pending, s);
     return true;
   }
-  copy_ = {true, pending.request, read.lease, EncodeReadReply(Status::Ok())};
-  s = plane_->Begin(read.slot, sources_, &copy_.reply);
+  Copy copy{pending.request, read.lease, EncodeReadReply(Status::Ok())};
+  s = plane_->Begin(read.slot, sources_, &copy.reply);
   if (!s.ok()) {
-    EndCopy();
+    options_.leases->EndRead(copy.lease);
     Fail(pending, s);
     return true;
   }
-  AdvanceCopy();
+  copies_.push_back(std::move(copy));
+  AdvanceCopies();
   return true;
 }
 
-void OwnerConnection::AdvanceCopy() {
-  bool done = false;
-  const Status s = plane_->Poll(&done);
-  if (s.ok() && !done) return;
-  EndCopy();
-  plane_status_ = s;
-  socket_.Queue(FrameType::kReadReply, copy_.request,
-                s.ok() ? std::move(copy_.reply) : EncodeReadReply(s));
+void OwnerConnection::AdvanceCopies() {
+  while (!copies_.empty() && plane_status_.ok()) {
+    bool done = false;
+    plane_status_ = plane_->Poll(&done);
+    if (plane_status_.ok() && !done) return;
+    Copy copy = std::move(copies_.front());
+    copies_.pop_front();
+    options_.leases->EndRead(copy.lease);
+    socket_.Queue(FrameType::kReadReply, copy.request,
+                  plane_status_.ok() ? std::move(copy.reply) : EncodeReadReply(plane_status_));
+  }
 }
 
 Status OwnerConnection::CheckTimeouts(TimePoint now) {
@@ -215,7 +217,7 @@ Status OwnerConnection::CheckTimeouts(TimePoint now) {
 }
 
 Status OwnerConnection::Advance(TimePoint now) {
-  if (copy_.active) AdvanceCopy();
+  AdvanceCopies();
   std::erase_if(pending_, [&](Pending& pending) {
     if (!TryAnswer(&pending, now)) return false;
     if (pending.type == FrameType::kRead) --num_pending_reads_;

@@ -32,7 +32,7 @@ class OwnerConnection {
     return num_pending_reads_ < kMaxPendingReads && pending_.size() < kMaxPending;
   }
   [[nodiscard]] bool wants_write() const { return socket_.wants_write(); }
-  [[nodiscard]] bool copying() const { return copy_.active; }
+  [[nodiscard]] bool copying() const { return !copies_.empty(); }
   [[nodiscard]] bool has_pending() const { return !pending_.empty(); }
 
  private:
@@ -48,7 +48,6 @@ class OwnerConnection {
     ReadMessage read;
   };
   struct Copy {
-    bool active = false;
     uint64_t request = 0;
     LeaseRef lease;
     Blob reply;
@@ -65,8 +64,7 @@ class OwnerConnection {
   bool TryOpenLease(const Pending& pending);
   bool TryRead(const Pending& pending);
   void Fail(const Pending& pending, const Status& status);
-  void AdvanceCopy();
-  void EndCopy();
+  void AdvanceCopies();
   Status CheckTimeouts(TimePoint now);
 
   const std::string transport_;
@@ -80,7 +78,7 @@ class OwnerConnection {
   TimePoint last_progress_;
   std::deque<Pending> pending_;
   size_t num_pending_reads_ = 0;
-  Copy copy_;
+  std::deque<Copy> copies_;           // under way, oldest first
   Status plane_status_;               // a plane that failed once is not used again
   std::vector<MemoryRange> sources_;  // scratch
 };

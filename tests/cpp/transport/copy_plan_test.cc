@@ -117,6 +117,28 @@ TEST(CopyPlan, LatentOfAnotherBlockSizeStillMerges) {
   EXPECT_EQ(plan, (std::vector<CopyRange>{{160, 320, 300}}));
 }
 
+TEST(CopyPlan, WholeRemoteBlocksAreAskedForInTheOrderOfTheirBytes) {
+  KvGroup group{
+      .block_size = 16, .num_blocks = 8, .num_planes = 2, .num_kv_heads = 4, .bytes_per_head = 10};
+  const KvLayout remote = Layout(group);
+  const uint64_t block_bytes = remote.bytes_per_block(0);
+  for (const int32_t block_size : {4, 8, 24, 32}) {
+    group.block_size = block_size;
+    const auto blocks = Blocks({5, 2, 7});
+    const auto local = Blocks({11, 2, 6, 0, 9, 4, 1, 8, 3, 5, 7, 10});
+    group.num_blocks = 12;
+    std::vector<CopyRange> plan;
+    ASSERT_TRUE(BuildCopyPlan(remote, Layout(group), {0, blocks, local, 0, 48}, &plan).ok());
+    uint64_t at = 0;
+    for (const CopyRange& range : plan) {
+      const auto block = static_cast<uint64_t>(blocks[at / block_bytes].value);
+      EXPECT_EQ(range.remote_offset, block * block_bytes + at % block_bytes);
+      at += range.length;
+    }
+    EXPECT_EQ(at, 3 * block_bytes);
+  }
+}
+
 TEST(CopyPlan, EqualsElementwiseCopyForAnyBlockSizePoolSizeAndTp) {
   Random random(7);
   for (int32_t round = 0; round < 3000; ++round) {

@@ -129,7 +129,7 @@ TEST_P(EarlyPull, WhatIsWrittenArrivesBeforeTheRestIs) {
   decoder.migrator.Post(std::move(request));
   LeaseTable& leases = owners.rank(0).leases;
   ASSERT_TRUE(leases.MarkTokensDone(sources[0].lease, 22).ok());
-  ASSERT_TRUE(Eventually([&] { return decoder.pool.scatters() == kLayers; }));
+  ASSERT_TRUE(Eventually([&] { return decoder.Arrived(tables, 20, kLayers); }));
   decoder.ExpectContent(tables, 0, 20);
   ForEach(
       &decoder.pool, tables, 20, 50,
@@ -185,9 +185,11 @@ TEST_P(EarlyPull, AnOwnerThatAbortsOrDiesMidwayFailsThePullAtOnce) {
     OwnerGroup owners({.transport = GetParam()});
     Decoder decoder(ModelLayout(4, 31, 1, 0));
     const auto sources = owners.Lease(0);
-    decoder.migrator.Post(decoder.Request(1, sources, 50, seconds(60)));
+    MigrationRequest request = decoder.Request(1, sources, 50, seconds(60));
+    const LeaseBlocks tables = request.local_blocks;
+    decoder.migrator.Post(std::move(request));
     ASSERT_TRUE(owners.rank(0).leases.MarkTokensDone(sources[0].lease, 16).ok());
-    ASSERT_TRUE(Eventually([&] { return decoder.pool.scatters() > 0; }));
+    ASSERT_TRUE(Eventually([&] { return decoder.Arrived(tables, 16, kLayers); }));
     if (dies) {
       owners.rank(0).server.reset();
     } else {
@@ -203,9 +205,11 @@ TEST_P(EarlyPull, AnAbortedReaderReturnsTheBlocksOfALeaseStillBeingFilled) {
   OwnerGroup owners({.transport = GetParam()});
   Decoder decoder(ModelLayout(4, 31, 1, 0));
   const auto sources = owners.Lease(0);
-  decoder.migrator.Post(decoder.Request(1, sources, 50, seconds(60)));
+  MigrationRequest request = decoder.Request(1, sources, 50, seconds(60));
+  const LeaseBlocks tables = request.local_blocks;
+  decoder.migrator.Post(std::move(request));
   ASSERT_TRUE(owners.rank(0).leases.MarkTokensDone(sources[0].lease, 16).ok());
-  ASSERT_TRUE(Eventually([&] { return decoder.pool.scatters() > 0; }));
+  ASSERT_TRUE(Eventually([&] { return decoder.Arrived(tables, 16, kLayers); }));
   decoder.migrator.Abort(RequestId(1));
   EXPECT_EQ(decoder.Wait(seconds(5)).status.code(), StatusCode::kUnavailable);
   EXPECT_TRUE(Eventually([&] { return owners.AllReturned(1); }));

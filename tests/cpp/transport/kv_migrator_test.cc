@@ -34,7 +34,7 @@ TEST_P(KvMigratorTest, PullsFinishedLayersWhileTheOwnerStillFills) {
   const LeaseBlocks tables = request.local_blocks;
   decoder.migrator.Post(std::move(request));
   // Layer 0 arrives although the prefill has not finished.
-  EXPECT_TRUE(Eventually([&] { return decoder.pool.scatters() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return decoder.Arrived(tables, 50, 1); }));
   std::vector<MigrationEvent> events;
   decoder.migrator.PollCompleted(&events);
   EXPECT_TRUE(events.empty());
@@ -95,8 +95,10 @@ TEST_P(KvMigratorTest, FailureNamesItsReasonAndKeepsTheLeaseForARetry) {
 TEST_P(KvMigratorTest, DeadOwnerFailsTheMigration) {
   OwnerGroup owners({.transport = GetParam()});
   Decoder decoder(ModelLayout(4, 31, 1, 0));
-  decoder.migrator.Post(decoder.Request(1, owners.Lease(1), 50, seconds(60)));
-  ASSERT_TRUE(Eventually([&] { return decoder.pool.scatters() > 0; }));
+  MigrationRequest request = decoder.Request(1, owners.Lease(1), 50, seconds(60));
+  const LeaseBlocks tables = request.local_blocks;
+  decoder.migrator.Post(std::move(request));
+  ASSERT_TRUE(Eventually([&] { return decoder.Arrived(tables, 50, 1); }));
   owners.rank(0).server.reset();
   EXPECT_EQ(decoder.Wait(seconds(5)).status.code(), StatusCode::kUnavailable);
 }

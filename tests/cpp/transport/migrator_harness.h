@@ -167,6 +167,17 @@ class Decoder {
     request.timeout = limit;
     return request;
   }
+  // Whether the first layers' KV of the first tokens has come. Copies between GPUs
+  // pass PoolMemory by, so there the bytes tell.
+  [[nodiscard]] bool Arrived(const LeaseBlocks& tables, int32_t num_tokens, size_t num_layers) {
+    if (pool.cuda_device() < 0) return static_cast<size_t>(pool.scatters()) >= num_layers;
+    bool all = true;
+    ForEach(&pool, tables, 0, num_tokens,
+            [&](const uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
+              all = all && (l >= num_layers || byte == Content(l, t, p, h, b));
+            });
+    return all;
+  }
   void ExpectContent(const LeaseBlocks& tables, int32_t first, int32_t end) {
     ForEach(&pool, tables, first, end,
             [](const uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
