@@ -3,8 +3,9 @@
     python tools/bench_migration.py MODEL --load-format dummy --devices cuda:0,cuda:1
 
 A prefill node in a process of its own computes a long prompt; a decode node pulls its KV while it
-decodes other sequences. Prints, per transport: the time from the request to its token (the pull,
-and one step), and the gaps between tokens (ITL) of the other sequences, alone and meanwhile.
+decodes other sequences. Prints, per transport: the time of the pull, from the request to its token
+(the pull, and one step), and the gaps between tokens (ITL) of the other sequences, before each pull
+and meanwhile.
 tools/bench_transport.cc measures the transfer itself.
 """
 
@@ -28,7 +29,8 @@ from dlcore.config import KvTransferConfig
 KEY = b"a key for this benchmark only..."
 START_TIMEOUT_S = 120.0
 OTHER_PROMPT, OTHER_OUTPUT = 512, 2800
-QUIET_S = 1.5  # how long ITL alone is measured
+SETTLE_S = 0.5
+QUIET_S = 0.1  # before each pull: ITL alone
 ENOUGH_S = 5.0  # of pulls, over one transport
 
 
@@ -106,6 +108,62 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+@dataclass
+class Figures:
+    """Of one transport, in ms."""
+
+    alone: list[float] = field(default_factory=list)  # gaps between the others' tokens
+    beside: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)  # from request to its token
+    pulls: list[float] = field(default_factory=list)  # of them, until all KV was here
+
+    def print(self, transport: str) -> None:
+        for name, gaps in (("alone", self.alone), ("meanwhile", self.beside)):
+            times = " " * 17
+            if name == "meanwhile":
+                times = (
+                    f"{statistics.median(self.pulls):8.1f} {statistics.median(self.tokens):8.1f}"
+                )
+            figures = " ".join(f"{percentile(gaps, p):8.2f}" for p in (0.5, 0.99, 1.0))
+            print(f"{transport:<10} {name:<10} {times} {figures}  ({len(gaps)} gaps)", flush=True)
+
+
+async def prefilled(pipe: Connection, prompt: list[int], transport: str) -> _core.KvSource:
+    pipe.send(prompt)
+    endpoints, lease_id, epoch, num_tokens = await asyncio.to_thread(pipe.recv)
+    endpoint = next(e for e in endpoints if e.startswith(transport + "://"))
+    return _core.KvSource(
+        leases=[(endpoint, lease_id, epoch)], num_tokens=num_tokens, recompute_on_failure=False
+    )
+
+
+async def measure_transport(
+    llm: AsyncLLM, pipe: Connection, prompt: list[int], transport: str, args: argparse.Namespace
+) -> None:
+    others = OtherSequences(llm)
+    others.start(args.others, OTHER_PROMPT, random.Random(1))
+    await asyncio.sleep(SETTLE_S)
+    figures = Figures()
+    for round_ in range(args.rounds + 1):
+        source = await prefilled(pipe, prompt, transport)
+        quiet = time.perf_counter()
+        await asyncio.sleep(QUIET_S)
+        pulled_s = llm.stats()["pull_time_seconds"]
+        begin = time.perf_counter()
+        await first_output(llm, prompt, f"{transport}{round_}", kv_source=source)
+        end = time.perf_counter()
+        if round_ == 0:
+            continue  # it connects
+        figures.alone += others.gaps(quiet, begin)
+        figures.beside += others.gaps(begin, end)
+        figures.tokens.append(1e3 * (end - begin))
+        figures.pulls.append(1e3 * (llm.stats()["pull_time_seconds"] - pulled_s))
+        if sum(figures.tokens) > 1e3 * ENOUGH_S:
+            break
+    await others.stop()
+    figures.print(transport)
+
+
 async def measure(args: argparse.Namespace, pipe: Connection) -> None:
     num_others = args.others * (OTHER_PROMPT + OTHER_OUTPUT)
     llm = engine(
@@ -117,40 +175,10 @@ async def measure(args: argparse.Namespace, pipe: Connection) -> None:
     pipe.recv()
     rng = random.Random(0)
     prompt = [rng.randrange(llm.vocab_size) for _ in range(args.tokens)]
-    print(
-        f"{'transport':<10} {'others':<10} {'pull ms':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}"
-    )
+    names = ("pull ms", "token ms", "p50 ms", "p99 ms", "max ms")
+    print(f"{'transport':<10} {'others':<10} " + " ".join(f"{name:>8}" for name in names))
     for transport in args.transports.split(","):
-        others = OtherSequences(llm)
-        others.start(args.others, OTHER_PROMPT, rng)
-        await asyncio.sleep(0.5)
-        begin = time.perf_counter()
-        await asyncio.sleep(QUIET_S)
-        alone = others.gaps(begin, time.perf_counter())
-        beside: list[float] = []
-        pulls: list[float] = []
-        for round_ in range(args.rounds + 1):
-            pipe.send(prompt)
-            endpoints, lease_id, epoch, num_tokens = await asyncio.to_thread(pipe.recv)
-            endpoint = next(e for e in endpoints if e.startswith(transport + "://"))
-            source = _core.KvSource(
-                leases=[(endpoint, lease_id, epoch)], num_tokens=num_tokens,
-                recompute_on_failure=False,
-            )  # fmt: skip
-            begin = time.perf_counter()
-            await first_output(llm, prompt, f"{transport}{round_}", kv_source=source)
-            end = time.perf_counter()
-            if round_ == 0:
-                continue  # it connects
-            pulls.append(1e3 * (end - begin))
-            beside += others.gaps(begin, end)
-            if sum(pulls) > 1e3 * ENOUGH_S:
-                break
-        await others.stop()
-        for name, gaps in (("alone", alone), ("meanwhile", beside)):
-            pull = f"{statistics.median(pulls):8.1f}" if name == "meanwhile" else " " * 8
-            figures = " ".join(f"{percentile(gaps, p):8.2f}" for p in (0.5, 0.99, 1.0))
-            print(f"{transport:<10} {name:<10} {pull} {figures}  ({len(gaps)} gaps)", flush=True)
+        await measure_transport(llm, pipe, prompt, transport, args)
     assert llm.stats()["num_failed_migrations"] == 0
     await llm.close()
 
@@ -164,7 +192,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--others", type=int, default=16, help="sequences that decode meanwhile")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=16)
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
