@@ -120,6 +120,8 @@ class System:
         for path in sorted(paths):
             if any(end.endswith(path) for end in kv):
                 yield Target(Listener(child.name, "KV shm", path=path), "kv")
+            elif Path(path).name.startswith("responses-"):
+                yield Target(Listener(child.name, Path(path).name, path=path), "http", self.key)
             else:
                 name = f"ZMQ {Path(path).name}"
                 yield Target(Listener(child.name, name, path=path), "zmtp")

@@ -26,6 +26,7 @@ from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
 from dlcore.serve.http import bind, run, serve
 from dlcore.serve.logs import configure_logging
+from dlcore.serve.response_homes import ResponseHomes
 from dlcore.tokenizer import Tokenizer
 
 READY = "ready"
@@ -113,9 +114,10 @@ def main() -> int:
         sys.stdout.write(READY + "\n")
         sys.stdout.flush()
 
+    homes = ResponseHomes(config.folder, config.worker)
     listener = bind(settings.host, config.port, shared=True)
     with listener:
-        return run(serve(settings, make_engine, listener, on_ready=on_ready))
+        return run(serve(settings, make_engine, listener, homes=homes, on_ready=on_ready))
 
 
 if __name__ == "__main__":

@@ -43,11 +43,15 @@ class AccessLog:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            # Clients choose paths: only the routes' own become label values.
-            handler = record.path if record.path in self.paths else "other"
-            self.metrics.count_http(record.method, handler, record.status)
-            if self.enabled:
-                access_logger.info("%s", access_line(record))
+            if scope.get("server") is not None:  # else: who passed it on, by Unix socket, tells
+                self._tell(record)
+
+    def _tell(self, record: RequestRecord) -> None:
+        # Clients choose paths: only the routes' own become label values.
+        handler = record.path if record.path in self.paths else "other"
+        self.metrics.count_http(record.method, handler, record.status)
+        if self.enabled:
+            access_logger.info("%s", access_line(record))
 
 
 def access_line(record: RequestRecord) -> str:

@@ -23,6 +23,7 @@ from dlcore.serve.parsers.registry import (
     choose_reasoning_parser,
     choose_tool_parser,
 )
+from dlcore.serve.response_homes import ResponseHomes
 from dlcore.serve.tracing import Tracing, make_tracing
 from dlcore.tokenizer import Tokenizer
 
@@ -36,6 +37,7 @@ class ServerContext:
     limits: Limits  # of a key, whichever way it comes
     chat_template: ChatTemplate | None = None  # replaces the model's
     tracing: Tracing | None = None
+    homes: ResponseHomes | None = None  # where several processes serve one port
     drain: Drain = field(default_factory=Drain)
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -24,6 +24,7 @@ from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
 from dlcore.serve.membership import membership
+from dlcore.serve.response_homes import ResponseHomes
 from dlcore.serve.server import make_server
 
 try:
@@ -98,6 +99,7 @@ async def serve(
     make_engine: MakeEngine,
     listener: socket.socket,
     *,
+    homes: ResponseHomes | None = None,
     on_ready: Callable[[ServerContext], None] | None = None,
 ) -> int:
     began = time.monotonic()
@@ -105,6 +107,7 @@ async def serve(
     loaded = time.monotonic()
     try:
         ctx = make_context(engine, config)
+        ctx.homes = homes
         server = make_server(config, build_app(ctx), ctx.drain)
         rpc = await _start_rpc(ctx)
 
@@ -123,7 +126,7 @@ async def serve(
         gc.freeze()
         server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
         async with membership(config, _url(config, listener), server, ctx.drain):
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=[listener, *([homes.listen()] if homes else [])])
         if rpc is not None:
             await rpc.stop()  # its calls have been drained with the others
         return server.exit_code

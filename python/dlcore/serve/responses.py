@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +16,8 @@ from dlcore.serve.endpoint import json_body, json_response, stream_response
 from dlcore.serve.errors import bad_request, to_api_error
 from dlcore.serve.generation import Generation, run_to_end
 from dlcore.serve.logprobs import TokenTexts
-from dlcore.serve.record import record_of
+from dlcore.serve.record import new_id, record_of
+from dlcore.serve.response_homes import PassedOn
 from dlcore.serve.responses_items import as_message
 from dlcore.serve.responses_request import input_messages, to_chat_request
 from dlcore.serve.responses_run import ResponseRun
@@ -37,10 +40,13 @@ class ResponsesEndpoint:
         record.model = ctx.resolve_model(body.model)
         record.stream = bool(body.stream)
         _check(body)
+        if home := self._elsewhere(body.previous_response_id):
+            return PassedOn(home, request, msgspec.json.encode(body))
         history = self._history(body, record.key_name)
         call = await chat_call(ctx, to_chat_request(body, history))
         generation = Generation(ctx.engine, ctx.metrics, record, [call.job])
-        run = ResponseRun(body, call, generation, TokenTexts(ctx.engine.tokenizer), record.model)
+        texts, response_id = TokenTexts(ctx.engine.tokenizer), self._new_id()
+        run = ResponseRun(body, call, generation, texts, record.model, response_id)
         if body.store is not False:
             self._store.put(run, record.key_name, [*history, *input_messages(body.input)])
         if body.background:
@@ -60,9 +66,13 @@ class ResponsesEndpoint:
     async def retrieve(self, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             raise bad_request("stream: a stored response is not streamed again", "stream")
+        if home := self._elsewhere(request.path_params["response_id"]):
+            return PassedOn(home, request)
         return json_response(self._stored(request).render())
 
     async def cancel(self, request: Request) -> Response:
+        if home := self._elsewhere(request.path_params["response_id"]):
+            return PassedOn(home, request)
         run = self._stored(request)
         if not run.request.background:
             raise bad_request("response_id: only background responses are cancelled", "response_id")
@@ -71,10 +81,20 @@ class ResponsesEndpoint:
         return json_response(run.render())
 
     async def delete(self, request: Request) -> Response:
+        if home := self._elsewhere(request.path_params["response_id"]):
+            return PassedOn(home, request)
         run = self._stored(request)
         self._store.delete(run.id, record_of(request).key_name)
         await run.generation.abort()
         return json_response({"id": run.id, "object": "response", "deleted": True})
+
+    def _new_id(self) -> str:
+        homes = self._ctx.homes
+        return f"resp_{new_id()}" if homes is None else homes.new_id()
+
+    def _elsewhere(self, response_id: str | None) -> Path | None:
+        homes = self._ctx.homes
+        return None if homes is None or response_id is None else homes.elsewhere(response_id)
 
     def _stored(self, request: Request) -> ResponseRun:
         owner = record_of(request).key_name

@@ -12,7 +12,6 @@ from dlcore.serve.chat_job import ChatCall
 from dlcore.serve.errors import ApiError
 from dlcore.serve.generation import Generation
 from dlcore.serve.logprobs import TokenTexts, chat_logprobs
-from dlcore.serve.record import new_id
 from dlcore.serve.responses_items import OutputItems
 from dlcore.serve.schemas.responses import (
     IncompleteDetails,
@@ -36,8 +35,9 @@ class ResponseRun:
         generation: Generation,
         texts: TokenTexts,
         model: str,
+        response_id: str,
     ) -> None:
-        self.id = f"resp_{new_id()}"
+        self.id = response_id
         self.request = request
         self.call = call
         self.generation = generation

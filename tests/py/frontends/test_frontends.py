@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -146,6 +147,70 @@ def test_front_ends_do_not_outlive_their_engine() -> None:
     server.process.kill()
     server.process.wait()
     until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children))
+
+
+RESPONSES = {"model": "dlcore-demo", "max_output_tokens": 4}
+
+
+def respond(base: str, **fields: Any) -> Any:
+    """On a connection of its own."""
+    answer = httpx.post(f"{base}/v1/responses", json={**RESPONSES, **fields}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_response_is_found_whichever_front_end_made_it(served: Served) -> None:
+    first = respond(served.base, input="hello there")
+    for _ in range(8):
+        url = f"{served.base}/v1/responses/{first['id']}"
+        assert httpx.get(url).json()["output"] == first["output"]
+        later = respond(served.base, input="and then?", previous_response_id=first["id"])
+        assert later["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        assert later["previous_response_id"] == first["id"]
+    last = respond(served.base, input="and then?", previous_response_id=later["id"])
+    assert last["usage"]["input_tokens"] > later["usage"]["input_tokens"]
+    assert httpx.delete(url).json()["deleted"] is True
+    assert {httpx.get(url).status_code for _ in range(8)} == {404}
+
+
+def test_a_stream_goes_on_from_a_response_of_any_front_end(served: Served) -> None:
+    first = respond(served.base, input="hello there")
+    ask = {**RESPONSES, "input": "go on", "previous_response_id": first["id"], "stream": True}
+    for _ in range(8):
+        with httpx.stream("POST", f"{served.base}/v1/responses", json=ask, timeout=60) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            events = [line[7:] for line in answer.iter_lines() if line.startswith("event: ")]
+        assert events[0] == "response.created"
+        assert events[-1] in ("response.completed", "response.incomplete")
+
+
+def test_a_client_that_leaves_ends_its_stream_at_any_front_end(served: Served) -> None:
+    first = respond(served.base, input="hello there")
+    ask = {"input": "go on", "previous_response_id": first["id"], "stream": True}
+    ask |= {"max_output_tokens": 3000, "ignore_eos": True}
+    for _ in range(6):
+        with httpx.stream("POST", f"{served.base}/v1/responses", json=ask, timeout=60) as answer:
+            next(answer.iter_lines())
+    until(lambda: served.metric("dlcore:num_requests_running") == 0)
+
+
+def test_a_background_response_is_cancelled_through_any_front_end(served: Served) -> None:
+    for _ in range(6):
+        ask = {"background": True, "max_output_tokens": 3000, "ignore_eos": True}
+        url = f"{served.base}/v1/responses/{respond(served.base, input='hello', **ask)['id']}"
+        assert httpx.post(f"{url}/cancel").json()["status"] == "cancelled"
+    until(lambda: served.metric("dlcore:num_requests_running") == 0)
+
+
+def test_the_responses_of_a_dead_front_end_are_not_found(served: Served) -> None:
+    made = [respond(served.base, input="hello")["id"] for _ in range(8)]
+    victims = served.children()
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    until(lambda: len(served.children()) == 2 and not victims & served.children())
+    time.sleep(2.5)  # both listen again
+    for response_id in made:
+        assert httpx.get(f"{served.base}/v1/responses/{response_id}").status_code == 404
 
 
 # ---- the wire
