@@ -23,18 +23,10 @@ from dlcore.serve.record import new_id
 
 _ID = re.compile(r"resp_([0-9a-f]{2})[0-9a-f]{32}\Z")
 # Of one connection, not of the message; and what the server in front writes itself.
-_OWN_HEADERS = frozenset(
-    [
-        "connection",
-        "keep-alive",
-        "transfer-encoding",
-        "content-length",
-        "host",
-        "expect",
-        "date",
-        "x-request-id",
-    ]
-)
+_OWN_HEADERS = {
+    "connection", "keep-alive", "transfer-encoding", "content-length", "expect", "host", "date",
+    "x-request-id",
+}  # fmt: skip
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
