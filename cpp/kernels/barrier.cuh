@@ -23,12 +23,11 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void Arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
-__device__ __forceinline__ void ArriveExpecting(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
 __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, int bytes) {
-  ArriveExpecting(SharedAddress(barrier), bytes);
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 // Waits until the barrier's phase of this parity has completed.
 __device__ __forceinline__ void Wait(uint32_t barrier, int parity) {

@@ -34,29 +34,16 @@ __device__ __forceinline__ void ArriveInCluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier at this place of another block's shared memory.
-__device__ __forceinline__ void ArriveAtRank(uint64_t* barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(rank)
-      : "memory");
-}
-
-// The sum, over kRanks blocks of the cluster, `stride` ranks apart, of the values at this place of
-// their shared memory.
+// The sum, over the cluster's kRanks blocks, of the values at this place of their shared memory.
 template <int kRanks>
-__device__ __forceinline__ float4 SumOverRanks(const float* shared, int first, int stride) {
+__device__ __forceinline__ float4 SumOverCluster(const float* shared) {
   if constexpr (kRanks == 1) {
     return *reinterpret_cast<const float4*>(shared);
   } else {
     float4 values[kRanks];  // all requested before the first is needed
 #pragma unroll
     for (int rank = 0; rank < kRanks; ++rank) {
-      const uint32_t address = AddressInBlock(shared, first + rank * stride);
+      const uint32_t address = AddressInBlock(shared, rank);
       float4& v = values[rank];
       asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                    : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)

@@ -23,17 +23,26 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
 
-// out [T, N] = f(x [T, K] . weight^T), N a multiple of 8, K of 64.
-//   bias [N], residual [T, N] or null: added
-//   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
-//   tokens, rows: of a block's tile: 32, 64, 128 or 256, and 64, 128 or 192
-//   boxes: of 64 values of k in a stage, 1; or 2 up to 64 tokens and 128 rows
-//   sharers: 1, 2 or 4 blocks of other rows bring a tile of x together; sharers * splits <= 8
-//   splits: 1, 2, 4 or 8 blocks share K, each with at least one stage of it
-//   stages: of a block's ring, at most 16; 0 = as many as let two blocks share a multiprocessor
-int dlk_tile_linear(const void* x, const void* weight, const void* bias, const void* residual,
-                    void* out, int num_tokens, int n, int k, int swiglu, int tokens, int rows,
-                    int boxes, int sharers, int splits, int stages, cudaStream_t stream);
+// out [T, N] = f(x [T, K] . weight^T) for tens to hundreds of tokens; N a multiple of 8, K of 64.
+// RMSNorm between two such products: the first writes `scaled` and `out_squares`; the second reads
+// them as `x` and `squares`.
+struct dlk_tile {
+  const void* x;
+  const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
+  const void* bias;      // [N] or null: added
+  const void* residual;  // [T, N] or null: added
+  void* out;
+  const float* squares;     // float32 [num_pieces, T] or null: then products of row t are scaled
+  float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
+  const void* norm_weight;  // [N] or null: with it (64 rows, no swiglu), two more results
+  void* scaled;             //   [T, N] = out * norm_weight
+  float* out_squares;       //   float32 [ceil(N / 64), T]: of out, summed by 64 columns
+  int num_tokens, n, k, num_pieces, swiglu;
+  int tokens, rows;  // of a block's tile: 32, 64 or 128, and 64 or 192
+  int splits;        // 1, 2, 4 or 8 blocks share K, each with at least 64 of it
+  int stages;        // of 64 values of k in a block's ring: 2 to 16
+};
+int dlk_tile_linear(const dlk_tile* args, cudaStream_t stream);
 
 // out [T, N] = f(x [T, K] . weight^T) for hundreds of tokens and more; N and K multiples of 8.
 // RMSNorm between two such products: the first, which adds a residual, writes `scaled` and

@@ -8,10 +8,8 @@
 
 namespace dlcore::kernels {
 
-// strides: in bytes, of all dimensions but the first.
 template <int kDims>
 cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, const cuuint64_t (&sizes)[kDims],
-                            const cuuint64_t (&strides)[kDims - 1],
                             const cuuint32_t (&box)[kDims]) {
   static const auto encode = [] {
     void* symbol = nullptr;
@@ -21,8 +19,13 @@ cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, const cuuint64_t
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(symbol);
   }();
   if (encode == nullptr) return cudaErrorNotSupported;
+  cuuint64_t strides[kDims - 1], stride = 2;
   cuuint32_t element_strides[kDims];
-  for (cuuint32_t& stride : element_strides) stride = 1;
+  for (int i = 0; i < kDims; ++i) {
+    element_strides[i] = 1;
+    stride *= sizes[i];
+    if (i + 1 < kDims) strides[i] = stride;
+  }
   const CUresult result =
       encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims, const_cast<void*>(base), sizes, strides,
              box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -33,21 +36,12 @@ cudaError_t EncodeTensorMap(CUtensorMap* map, const void* base, const cuuint64_t
 // [rows, columns] with boxes of [box_rows, 64]: 128 bytes a row, swizzled as wgmma wants them.
 inline cudaError_t EncodeMatrix(CUtensorMap* map, const void* base, uint64_t rows, uint64_t columns,
                                 uint32_t box_rows) {
-  return EncodeTensorMap<2>(map, base, {columns, rows}, {columns * 2}, {64, box_rows});
-}
-// [parts, rows, columns], columns a multiple of 64, with boxes of [box_columns / 64, parts,
-// box_rows, 64]: each 64 columns as in a box of EncodeMatrix.
-inline cudaError_t EncodeColumns(CUtensorMap* map, const void* base, uint64_t parts, uint64_t rows,
-                                 uint64_t columns, uint32_t box_rows, uint32_t box_columns) {
-  return EncodeTensorMap<4>(map, base, {64, rows, parts, columns / 64},
-                            {columns * 2, rows * columns * 2, 128},
-                            {64, box_rows, static_cast<uint32_t>(parts), box_columns / 64});
+  return EncodeTensorMap<2>(map, base, {columns, rows}, {64, box_rows});
 }
 // [tokens, heads, columns] with boxes of [box_tokens, box_heads, 64].
 inline cudaError_t EncodeHeads(CUtensorMap* map, const void* base, uint64_t tokens, uint64_t heads,
                                uint64_t columns, uint32_t box_tokens, uint32_t box_heads) {
-  return EncodeTensorMap<3>(map, base, {columns, heads, tokens}, {columns * 2, heads * columns * 2},
-                            {64, box_heads, box_tokens});
+  return EncodeTensorMap<3>(map, base, {columns, heads, tokens}, {64, box_heads, box_tokens});
 }
 
 // The box whose first element is (row, column). `shared` is 1024-byte aligned.
@@ -91,26 +85,6 @@ __device__ __forceinline__ void WaitForStoresToRead() {
 // What this thread wrote to shared memory is seen by the copy engine.
 __device__ __forceinline__ void FenceForCopyEngine() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// The box of EncodeColumns from row `row` of each part and column 64 * `column64`.
-__device__ __forceinline__ void CopyColumns(uint32_t shared, const CUtensorMap* map, int row,
-                                            int column64, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3, %2, %4}], [%5];" ::"r"(shared),
-      "l"(map), "r"(0), "r"(row), "r"(column64), "r"(barrier)
-      : "memory");
-}
-// The same, to this place of the shared memory of several blocks of the cluster (bits of `ranks`),
-// each of which sees its bytes at its own barrier.
-__device__ __forceinline__ void CopyColumnsToRanks(uint32_t shared, const CUtensorMap* map, int row,
-                                                   int column64, uint32_t barrier, int ranks) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3, %2, %4}], [%5], %6;" ::"r"(shared),
-      "l"(map), "r"(0), "r"(row), "r"(column64), "r"(barrier), "h"(static_cast<uint16_t>(ranks))
-      : "memory");
 }
 
 // The box whose first element is (token, head, column).

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dlcore.ops.tile_linear import LinearTile
 
 TILES = tuple(
-    LinearTile(tokens=tokens, rows=rows, boxes=boxes, sharers=sharers, splits=splits, stages=stages)
-    for tokens in (32, 64, 128, 256)
-    for rows in (64, 128, 192)
-    for boxes in ((1, 2) if tokens <= 64 and rows <= 128 else (1,))
-    for sharers, splits, stages in (
-        *((1, 1, 4), (1, 1, 2), (2, 1, 4), (4, 1, 3)),
-        *((2, 2, 2), (4, 2, 2), (2, 4, 3), (1, 8, 2), (1, 2, 3), (1, 4, 4)),
+    LinearTile(tokens=tokens, rows=rows, splits=splits, stages=stages)
+    for tokens, rows, deep in (
+        (32, 64, 12),
+        (64, 64, 9),
+        (128, 64, 6),
+        (32, 192, 5),
+        (64, 192, 7),
+        (128, 192, 5),
     )
-) + tuple(
-    LinearTile(tokens=tokens, rows=rows, sharers=sharers, stages=8)
-    for tokens, rows in ((64, 64), (64, 128), (128, 64))
-    for sharers in (1, 2)
+    for splits, stages in ((1, 2), (1, deep), (2, 4), (4, 3), (8, 2))
 )

@@ -75,7 +75,7 @@ class _Sampling(ctypes.Structure):
 
 _SIGNATURES = {
     "dlk_skinny_linear": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
-    "dlk_tile_linear": [*[_PTR] * 5, *[_INT] * 10, _PTR],
+    "dlk_tile_linear": [_PTR, _PTR],
     "dlk_wide_linear": [_PTR, _PTR],
     "dlk_rms_norm": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _INT, _INT, _PTR],
     "dlk_silu_and_mul": [_PTR, _PTR, _INT, _INT, _PTR],
@@ -189,7 +189,7 @@ def skinny_linear_pays(num_tokens: int, weight: Tensor) -> bool:
     if num_tokens <= 8:
         return True
     if num_tokens <= 16:
-        return rows <= 4096 or rows * k <= 1 << 23
+        return rows * k <= 1 << 23
     return rows * k <= 1 << 21
 
 

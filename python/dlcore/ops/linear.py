@@ -1,9 +1,8 @@
 """Matrix products with weights, alone and fused with what surrounds them in a decoder layer.
 
 For few tokens a product's time is that of reading its weight: one kernel then does all of a
-function here. For some tens, RMSNorm is a kernel of its own. For hundreds and more, RMSNorm is part
-of the products before and after it. Where none of these pays, the product is a library's and the
-rest are kernels of their own.
+function here. For some tens, and for many, RMSNorm is part of the products before and after it. Where
+none of these pays, the product is a library's and the rest are kernels of their own.
 """
 
 from __future__ import annotations
@@ -14,10 +13,17 @@ from torch.nn import functional
 from dlcore.ops import kernels
 from dlcore.ops.activation import silu_and_mul
 from dlcore.ops.norm import fused_add_rms_norm, rms_norm
+from dlcore.ops.norm_parts import NormParts
 from dlcore.ops.residual_stream import ResidualStream
-from dlcore.ops.tile_linear import LinearTile, linear_tile, tile_linear
+from dlcore.ops.tile_linear import (
+    PIECE,
+    LinearTile,
+    linear_tile,
+    tile_linear,
+    tile_linear_before_norm,
+    tile_linear_of_norm,
+)
 from dlcore.ops.wide_linear import (
-    NormParts,
     wide_linear,
     wide_linear_before_norm,
     wide_linear_of_norm,
@@ -51,6 +57,9 @@ def norm_linear(
     parts = _parts_for(stream, norm_weight)
     if parts is not None and _is_wide(x, weight, bias):
         return wide_linear_of_norm(parts, eps, weight), x
+    tile = _tile(x, weight)
+    if parts is not None and tile is not None:
+        return tile_linear_of_norm(parts, eps, weight, tile, bias=bias), x
     normed, total = _norm(stream, norm_weight, eps)
     return linear(normed, weight, bias), total
 
@@ -68,10 +77,12 @@ def norm_swiglu(
     parts = _parts_for(stream, norm_weight)
     if parts is not None and _is_wide(x, weight):
         return wide_linear_of_norm(parts, eps, weight, swiglu=True), x
+    tile = _tile(x, weight)
+    if parts is not None and tile is not None:
+        return tile_linear_of_norm(parts, eps, weight, tile, swiglu=True), x
     normed, total = _norm(stream, norm_weight, eps)
     if _is_wide(normed, weight):
         return wide_linear(normed, weight, swiglu=True), total
-    tile = _tile(normed, weight)
     if tile is not None:
         return tile_linear(normed, weight, tile, swiglu=True), total
     return silu_and_mul(linear(normed, weight)), total
@@ -90,8 +101,11 @@ def residual_linear(
         out, parts = wide_linear_before_norm(x, weight, residual, next_norm_weight)
         return ResidualStream(out, norm_parts=parts)
     tile = _tile(x, weight)
-    if tile is not None:
-        return ResidualStream(tile_linear(x, weight, tile, bias=bias, residual=residual))
+    if tile is not None and tile.rows == PIECE:
+        out, parts = tile_linear_before_norm(
+            x, weight, tile, next_norm_weight, bias=bias, residual=residual
+        )
+        return ResidualStream(out, norm_parts=parts)
     return ResidualStream(functional.linear(x, weight, bias), residual)
 
 

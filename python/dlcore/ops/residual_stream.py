@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dlcore.ops.wide_linear import NormParts
+from dlcore.ops.norm_parts import NormParts
 
 
 @dataclass(frozen=True, slots=True)

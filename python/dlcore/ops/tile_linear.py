@@ -1,7 +1,9 @@
-"""The CUDA kernel for products with some tens of tokens, and the rule that chooses its tile."""
+"""The CUDA kernel for products with some tens of tokens: struct dlk_tile, and the rule that
+chooses its tile."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass
 
@@ -9,25 +11,54 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.ops.norm_parts import NormParts
 
 STEP = 64  # values of K in a stage of a block's ring
 # Leaves a multiprocessor room for the next kernel's block, which requests its first weights
 # before this one has ended: a deeper ring is faster alone, and slower in a chain of small layers.
 RING_BYTES = 144 * 1024
+SHARED_RING_BYTES = 96 * 1024  # of each of two blocks on a multiprocessor
 # With many rows a block is alone and reads long: stages of 192 rows by tokens of the tile.
 MANY_ROWS = 64 * kernels.MULTIPROCESSORS
 DEEP_RING = {32: 5, 64: 7, 128: 5}
+PIECE = 64  # outputs whose squares are summed
+
+_PTR, _INT = ctypes.c_void_p, ctypes.c_int
+
+
+class _Tile(ctypes.Structure):
+    """struct dlk_tile."""
+
+    _fields_ = (
+        ("x", _PTR),
+        ("weight", _PTR),
+        ("bias", _PTR),
+        ("residual", _PTR),
+        ("out", _PTR),
+        ("squares", _PTR),
+        ("eps", ctypes.c_float),
+        ("norm_weight", _PTR),
+        ("scaled", _PTR),
+        ("out_squares", _PTR),
+        ("num_tokens", _INT),
+        ("n", _INT),
+        ("k", _INT),
+        ("num_pieces", _INT),
+        ("swiglu", _INT),
+        ("tokens", _INT),
+        ("rows", _INT),
+        ("splits", _INT),
+        ("stages", _INT),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearTile:
     """How `tile_linear` shares a product out among blocks."""
 
-    tokens: int  # of a block's tile: 32, 64, 128 or 256
-    rows: int  # of the weight: 64, 128 or 192
-    boxes: int = 1  # of 64 values of K in a stage of a block's ring; 2 up to 64 tokens, 128 rows
-    sharers: int = 1  # 1, 2 or 4 blocks of other rows bring the tokens together
-    splits: int = 1  # 1, 2, 4 or 8 blocks share K; sharers * splits is at most 8
+    tokens: int  # of a block's tile: 32, 64 or 128
+    rows: int  # of the weight: 64 or 192
+    splits: int  # 1, 2, 4 or 8 blocks share K
     stages: int  # of a block's ring, 2 to 16
 
 
@@ -37,31 +68,26 @@ def linear_tile(num_tokens: int, rows: int, k: int) -> LinearTile | None:
 
     Measured within decode steps of 16 to 256 sequences on an H100.
     """
-    if num_tokens < 1 or rows % 16 or k % STEP or k < 4 * STEP:
+    if not 1 <= num_tokens <= 256 or rows % 16 or k % STEP or k < 4 * STEP:
         return None
     tokens = 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
     if num_tokens <= 128 and rows > MANY_ROWS:
-        return LinearTile(tokens=tokens, rows=192, stages=min(DEEP_RING[tokens], k // STEP))
-    if num_tokens > 64 and not _pays_for_hundreds(num_tokens, rows, k):
+        stages = min(DEEP_RING[tokens], k // STEP)
+        return LinearTile(tokens=tokens, rows=192, splits=1, stages=stages)
+    if num_tokens > 64 and (rows > MANY_ROWS or k >= 4096):
         return None
-    splits = _splits(-(-rows // 64), k)
-    stages = RING_BYTES // ((tokens + 64) * STEP * 2)
-    return LinearTile(
-        tokens=tokens, rows=64, splits=splits, stages=min(stages, k // STEP // splits)
-    )
-
-
-def _pays_for_hundreds(num_tokens: int, rows: int, k: int) -> bool:
-    """Whether tiles of 128 tokens and 64 rows are faster than the library's: of small weights."""
-    small = rows <= 4096 and k < 4096
-    return small and (num_tokens <= 128 or (num_tokens <= 256 and rows > 2048))
+    blocks = -(-rows // 64) * -(-num_tokens // tokens)
+    splits = _splits(blocks, k)
+    ring = RING_BYTES if blocks * splits <= kernels.MULTIPROCESSORS else SHARED_RING_BYTES
+    stages = min(ring // ((tokens + 64) * STEP * 2), k // STEP // splits)
+    return LinearTile(tokens=tokens, rows=64, splits=splits, stages=stages)
 
 
 def _splits(blocks: int, k: int) -> int:
     """Of K: until half of the multiprocessors have a block, or all of them where K is long."""
-    splits = 1
-    while splits < 8 and 2 * splits * blocks <= kernels.MULTIPROCESSORS and k // splits >= 8 * STEP:
-        if splits * blocks >= kernels.MULTIPROCESSORS // 2 - 2 and k // splits < 4096:
+    splits, most = 1, kernels.MULTIPROCESSORS
+    while splits < 8 and 2 * splits * blocks <= most and k // splits >= 8 * STEP:
+        if splits * blocks >= most // 2 - 2 and k // splits < 4096:
             break
         splits *= 2
     return splits
@@ -80,14 +106,83 @@ def tile_linear(
 
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     """
+    return _launch(x, weight, tile, bias=bias, residual=residual, swiglu=swiglu)
+
+
+def tile_linear_of_norm(
+    parts: NormParts,
+    eps: float,
+    weight: Tensor,
+    tile: LinearTile,
+    *,
+    bias: Tensor | None = None,
+    swiglu: bool = False,
+) -> Tensor:
+    """`tile_linear` of the RMSNorm of y: [T, N] = rms_norm(y) weight^T + bias."""
+    return _launch(
+        parts.scaled, weight, tile, bias=bias, swiglu=swiglu, squares=parts.squares, eps=eps
+    )
+
+
+def tile_linear_before_norm(
+    x: Tensor,
+    weight: Tensor,
+    tile: LinearTile,
+    norm_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, NormParts]:
+    """y = `tile_linear`: [T, N], and its parts for the RMSNorm of this weight [N].
+
+    The tile's rows are 64.
+    """
+    num_tokens, n = x.shape[0], weight.shape[0]
+    parts = NormParts(
+        norm_weight=norm_weight,
+        scaled=torch.empty(num_tokens, n, dtype=x.dtype, device=x.device),
+        squares=torch.empty(-(-n // PIECE), num_tokens, dtype=torch.float32, device=x.device),
+    )
+    return _launch(x, weight, tile, bias=bias, residual=residual, out_parts=parts), parts
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    tile: LinearTile,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    swiglu: bool = False,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    out_parts: NormParts | None = None,
+) -> Tensor:
     num_tokens, k = x.shape
     n = weight.shape[0] // (2 if swiglu else 1)
     out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
     pointer = kernels.pointer
-    kernels.call(
-        "dlk_tile_linear",
-        *[pointer(x), pointer(weight), pointer(bias), pointer(residual), pointer(out)],
-        *[num_tokens, n, k, int(swiglu), tile.tokens, tile.rows],
-        *[tile.boxes, tile.sharers, tile.splits, tile.stages],
+    args = _Tile(
+        x=pointer(x),
+        weight=pointer(weight),
+        bias=pointer(bias),
+        residual=pointer(residual),
+        out=pointer(out),
+        squares=pointer(squares),
+        eps=eps,
+        num_tokens=num_tokens,
+        n=n,
+        k=k,
+        num_pieces=0 if squares is None else squares.shape[0],
+        swiglu=int(swiglu),
+        tokens=tile.tokens,
+        rows=tile.rows,
+        splits=tile.splits,
+        stages=tile.stages,
     )
+    if out_parts is not None:
+        args.norm_weight = pointer(out_parts.norm_weight)
+        args.scaled = pointer(out_parts.scaled)
+        args.out_squares = pointer(out_parts.squares)
+    kernels.call("dlk_tile_linear", args)
     return out

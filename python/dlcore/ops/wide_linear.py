@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.ops.norm_parts import NormParts
 
 MIN_TOKENS = 512
 MIN_K = 1024
@@ -38,15 +38,6 @@ class _Wide(ctypes.Structure):
         ("swiglu", _INT),
         ("group", _INT),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormParts:
-    """What RMSNorm needs of y [T, D], as the product that made y left it."""
-
-    norm_weight: Tensor  # [D]
-    scaled: Tensor  # [T, D]: y * norm_weight
-    squares: Tensor  # [ceil(D / 256), T] float32: of y, summed by 256 columns
 
 
 def wide_linear_pays(num_tokens: int, weight: Tensor) -> bool:
