@@ -1,8 +1,8 @@
 """Matrix products with weights, alone and fused with what surrounds them in a decoder layer.
 
 For few tokens a product's time is that of reading its weight: one kernel then does all of a
-function here. For some tens, and for many, RMSNorm is part of the products before and after it. Where
-none of these pays, the product is a library's and the rest are kernels of their own.
+function here. For some tens, and for many, RMSNorm is part of the products before and after it.
+Where none of these pays, the product is a library's and the rest are kernels of their own.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from torch import Tensor
 from dlcore.ops import kernels
 from dlcore.ops.norm_parts import NormParts
 
+MAX_TOKENS = 128
+LONG, MIN_TO_SPLIT = 4096, 1024  # values of K
 STEP = 64  # values of K in a stage of a block's ring
 # Leaves a multiprocessor room for the next kernel's block, which requests its first weights
 # before this one has ended: a deeper ring is faster alone, and slower in a chain of small layers.
 RING_BYTES = 144 * 1024
-SHARED_RING_BYTES = 96 * 1024  # of each of two blocks on a multiprocessor
 # With many rows a block is alone and reads long: stages of 192 rows by tokens of the tile.
 MANY_ROWS = 64 * kernels.MULTIPROCESSORS
 DEEP_RING = {32: 5, 64: 7, 128: 5}
@@ -68,27 +69,24 @@ def linear_tile(num_tokens: int, rows: int, k: int) -> LinearTile | None:
 
     Measured within decode steps of 16 to 256 sequences on an H100.
     """
-    if not 1 <= num_tokens <= 256 or rows % 16 or k % STEP or k < 4 * STEP:
+    if not 1 <= num_tokens <= MAX_TOKENS or rows % 16 or k % STEP or k < 4 * STEP:
         return None
     tokens = 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
-    if num_tokens <= 128 and rows > MANY_ROWS:
+    if rows > MANY_ROWS:
         stages = min(DEEP_RING[tokens], k // STEP)
         return LinearTile(tokens=tokens, rows=192, splits=1, stages=stages)
-    if num_tokens > 64 and (rows > MANY_ROWS or k >= 4096):
+    if tokens == 128 and k >= LONG:
         return None
-    blocks = -(-rows // 64) * -(-num_tokens // tokens)
-    splits = _splits(blocks, k)
-    ring = RING_BYTES if blocks * splits <= kernels.MULTIPROCESSORS else SHARED_RING_BYTES
-    stages = min(ring // ((tokens + 64) * STEP * 2), k // STEP // splits)
+    splits = _splits(tokens, -(-rows // 64), k)
+    stages = min(RING_BYTES // ((tokens + 64) * STEP * 2), k // STEP // splits)
     return LinearTile(tokens=tokens, rows=64, splits=splits, stages=stages)
 
 
-def _splits(blocks: int, k: int) -> int:
-    """Of K: until half of the multiprocessors have a block, or all of them where K is long."""
-    splits, most = 1, kernels.MULTIPROCESSORS
-    while splits < 8 and 2 * splits * blocks <= most and k // splits >= 8 * STEP:
-        if splits * blocks >= most // 2 - 2 and k // splits < 4096:
-            break
+def _splits(tokens: int, blocks: int, k: int) -> int:
+    """Of K: until half of the multiprocessors have a block, or all where a block reads much."""
+    most = kernels.MULTIPROCESSORS if tokens == 128 or k >= LONG else kernels.MULTIPROCESSORS // 2
+    splits = 1
+    while splits < 8 and 2 * splits * blocks <= most and k // splits >= MIN_TO_SPLIT:
         splits *= 2
     return splits
 
