@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -88,7 +89,23 @@ def test_tokens_are_those_of_one_node_whichever_front_end_is_asked(
         assert tokens(got) == want
     until(lambda: decode.metric("kv_pulls_total") == 10, 2.0)
     assert decode.metric("kv_pull_failures_total") == 0
+    until(lambda: decode.metric("kv_pulled_bytes_total") > 0, 2.0)
+    until(lambda: prefill.metric("kv_leases_released_total") == 10, 2.0)
     prefill.blocks_return(1.0)  # at once: the lease's time is twice as long
+    decode.blocks_return(1.0)
+
+
+def test_a_stream_is_the_ticket_and_then_its_end(nodes: tuple[Node, Node]) -> None:
+    prefill, decode = nodes
+    for body in bodies(6, "streamed"):
+        want = tokens(prefill.complete({**body, "cache_salt": "alone"}))
+        asked = {**body, "stream": True, "kv_transfer_params": {"do_remote_decode": True}}
+        events = prefill.post("/v1/completions", asked).text.split("\n\n")
+        first, end, rest = events
+        assert (end, rest) == ("data: [DONE]", "")
+        ticket = json.loads(first.removeprefix("data: "))["kv_transfer_params"]["ticket"]
+        assert tokens(decode.complete(body, ticket=ticket)) == want
+    prefill.blocks_return(1.0)
     decode.blocks_return(1.0)
 
 
