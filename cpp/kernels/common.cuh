@@ -32,34 +32,55 @@ __device__ __forceinline__ void AllowNext() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-// A cluster's blocks run at the same time and reach each other's shared memory.
+struct LaunchOptions {
+  dim3 cluster = dim3(1);  // its blocks run at the same time and reach each other's shared memory
+  // Leaves a multiprocessor all its shared memory, so that a block of the next kernel that wants
+  // most of it can begin beside this kernel's.
+  bool beside_large_blocks = false;
+};
+
 template <class... Params, class... Args>
-cudaError_t LaunchClusters(void (*kernel)(Params...), dim3 grid, dim3 cluster, dim3 block,
-                           size_t smem_bytes, cudaStream_t stream, Args... args) {
+cudaError_t LaunchWith(const LaunchOptions& options, void (*kernel)(Params...), dim3 grid,
+                       dim3 block, size_t smem_bytes, cudaStream_t stream, Args... args) {
   if (smem_bytes > 24 * 1024) {  // with a kernel's static shared memory, possibly over 48 KiB
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  cudaLaunchAttribute attributes[3] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = smem_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
+  auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed =
+      1;
+  const dim3 cluster = options.cluster;
+  if (cluster.x * cluster.y * cluster.z > 1) {
+    add(cudaLaunchAttributeClusterDimension).clusterDim = {cluster.x, cluster.y, cluster.z};
+  }
+  if (options.beside_large_blocks) {
+    add(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout =
+        cudaSharedmemCarveoutMaxShared;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+template <class... Params, class... Args>
+cudaError_t LaunchClusters(void (*kernel)(Params...), dim3 grid, dim3 cluster, dim3 block,
+                           size_t smem_bytes, cudaStream_t stream, Args... args) {
+  return LaunchWith({cluster}, kernel, grid, block, smem_bytes, stream, args...);
 }
 
 template <class... Params, class... Args>
 cudaError_t Launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem_bytes,
                    cudaStream_t stream, Args... args) {
-  return LaunchClusters(kernel, grid, dim3(1), block, smem_bytes, stream, args...);
+  return LaunchWith({}, kernel, grid, block, smem_bytes, stream, args...);
 }
 
 // --- Memory.

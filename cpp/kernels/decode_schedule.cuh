@@ -3,14 +3,21 @@
 #include "kernels/common.cuh"
 #include "kernels/kernels.h"
 
-// How decode attention's work is cut, on the device, from seq_lens: into units of a few tokens per
-// warp, an equal run of them for each block of a fixed grid.
+// How decode attention's work is cut, on the device, from seq_lens: into units of a few tokens, an
+// equal run of them for each worker of a fixed grid. Here workers are blocks; decode_runs.cuh has
+// warps.
 
 namespace dlcore::kernels {
 
 inline constexpr int kWarpTokens = 16;
 inline constexpr int kMaxGroup = 8;  // columns of a product
 inline constexpr int kMaxSeqs = 3072;
+
+// Whether warps that stream (decode_stream.cu) are faster than blocks that share pairs, as measured
+// on an H100. Short rows leave a warp less time for its arithmetic: then more warps must have work.
+inline bool StreamPays(int num_seqs, int num_kv_heads, int row_bytes) {
+  return num_seqs * num_kv_heads >= (row_bytes >= 256 ? 264 : 1024);
+}
 
 // Many small blocks for many pairs, one large block per multiprocessor for few.
 template <int kNumWarps>
@@ -94,7 +101,10 @@ struct Segment {
   int len;                    // of the sequence
   const int32_t* table;
 
-  __device__ Segment(const dlk_attention& a, const int* unit_starts, int begin, int end) {
+  // slot_of(sequence): its row of block_tables.
+  template <class SlotOf>
+  __device__ Segment(const dlk_attention& a, const int* unit_starts, SlotOf slot_of, int begin,
+                     int end) {
     int low = 0, high = a.num_seqs;  // the last sequence with unit_starts * Hk <= begin
     while (high - low > 1) {
       const int middle = (low + high) / 2;
@@ -107,9 +117,9 @@ struct Segment {
     unit_begin = begin - pair_start;
     unit_end = min(num_units, end - pair_start);
     len = a.seq_lens[seq];
-    const int slot = a.seq_slots != nullptr ? a.seq_slots[seq] : seq;
-    table = a.block_tables + static_cast<int64_t>(slot) * a.max_blocks;
+    table = a.block_tables + static_cast<int64_t>(slot_of(seq)) * a.max_blocks;
   }
+  __device__ bool IsWholePair() const { return unit_begin == 0 && unit_end == num_units; }
   __device__ int FirstToken(int warp) const {
     return unit_begin * Shape::kUnitTokens + warp * kWarpTokens;
   }

@@ -2,13 +2,13 @@
 // D / 8 lanes hold one head, 8 values each; a value's rotation partner (D/2 away) is in the lane
 // D/16 away.
 
-#include "kernels/common.cuh"
-#include "kernels/kernels.h"
+#include "kernels/decode_schedule.cuh"
 
 namespace dlcore::kernels {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr unsigned kFewBlocks = 4 * 132, kMaxTurns = 4;
 
 struct Params {
   const bf16* qkv;
@@ -63,25 +63,17 @@ __device__ __forceinline__ void StoreCache(fp8* p, const float (&v)[8], float in
   *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
 }
 
+// One head of one token; a lane's 8 values of it.
 template <int kHeadDim, class Cache>
-__global__ void __launch_bounds__(kThreads) QkNormRopeKvWrite(const Params p) {
-  constexpr int kLanes = kHeadDim / 8;
-  AllowNext();
+__device__ __forceinline__ void Process(const Params& p, int token, int head, int lane, bool valid,
+                                        int position, int slot) {
   const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;
-  const int64_t item = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  const int64_t last = static_cast<int64_t>(p.num_tokens) * num_heads - 1;
-  const bool valid = item <= last;  // all lanes stay, for the shuffles
-  const int64_t safe = valid ? item : last;
-  const int token = static_cast<int>(safe / num_heads), head = static_cast<int>(safe % num_heads);
   const int kv_head = (head - p.num_q_heads) % p.num_kv_heads;
   const bool is_q = head < p.num_q_heads;
   const bool is_v = head >= p.num_q_heads + p.num_kv_heads;
-  WaitForPrevious();
-  const int position = p.positions[token], slot = p.slot_mapping[token];
-
   float v[8];
-  Unpack8(Load16(p.qkv + safe * kHeadDim + lane * 8), v);
+  const int64_t row = static_cast<int64_t>(token) * num_heads + head;
+  Unpack8(Load16(p.qkv + row * kHeadDim + lane * 8), v);
   // Norm and rotation shuffle, so every lane takes part; v heads drop the result.
   float rotated[8];
 #pragma unroll
@@ -98,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) QkNormRopeKvWrite(const Params p) {
   }
   if (slot < 0) return;
   const int64_t block = slot / p.block_size, offset = slot % p.block_size;
-  Cache* row = static_cast<Cache*>(p.kv_cache) +
+  Cache* out = static_cast<Cache*>(p.kv_cache) +
                (((block * 2 + is_v) * p.num_kv_heads + kv_head) * p.block_size + offset) * kHeadDim;
   const float inverse_scale =
       p.kv_scales != nullptr ? 1.0f / p.kv_scales[is_v * p.num_kv_heads + kv_head] : 1.0f;
@@ -106,17 +98,50 @@ __global__ void __launch_bounds__(kThreads) QkNormRopeKvWrite(const Params p) {
   for (int j = 0; j < 8; ++j) {
     if (!is_v) v[j] = rotated[j];
   }
-  StoreCache(row + lane * 8, v, inverse_scale);
+  StoreCache(out + lane * 8, v, inverse_scale);
+}
+
+// kLooped: a block has several turns.
+template <int kHeadDim, class Cache, bool kLooped>
+__global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0) QkNormRopeKvWrite(const Params p) {
+  constexpr int kLanes = kHeadDim / 8, kHeads = kThreads / kLanes;  // of a block
+  AllowNext();
+  const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;
+  const int64_t last = static_cast<int64_t>(p.num_tokens) * num_heads - 1;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kHeads;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kHeads; first <= last; first += stride) {
+    const int64_t item = first + threadIdx.x / kLanes;
+    const bool valid = item <= last;  // all lanes stay, for the shuffles
+    const int64_t safe = valid ? item : last;
+    const int token = static_cast<int>(safe / num_heads), head = static_cast<int>(safe % num_heads);
+    WaitForPrevious();
+    const int position = p.positions[token], slot = p.slot_mapping[token];
+    Process<kHeadDim, Cache>(p, token, head, lane, valid, position, slot);
+    if (!kLooped) break;
+  }
+}
+
+template <int kHeadDim, class Cache>
+cudaError_t RunCache(const Params& p, cudaStream_t stream) {
+  const int64_t lanes =
+      static_cast<int64_t>(p.num_tokens) * (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
+  const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
+  const bool streams = StreamPays(p.num_tokens, p.num_kv_heads, kHeadDim * sizeof(Cache));
+  const LaunchOptions options{dim3(1), streams};
+  // Few blocks leave those of decode attention the registers to begin at once.
+  if (streams && blocks > kFewBlocks && blocks <= kMaxTurns * kFewBlocks) {
+    return LaunchWith(options, QkNormRopeKvWrite<kHeadDim, Cache, true>, kFewBlocks, kThreads, 0,
+                      stream, p);
+  }
+  return LaunchWith(options, QkNormRopeKvWrite<kHeadDim, Cache, false>, blocks, kThreads, 0, stream,
+                    p);
 }
 
 template <int kHeadDim>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
-  const int64_t lanes =
-      static_cast<int64_t>(p.num_tokens) * (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
-  const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
-  return Launch(
-      p.kv_scales != nullptr ? QkNormRopeKvWrite<kHeadDim, fp8> : QkNormRopeKvWrite<kHeadDim, bf16>,
-      blocks, kThreads, 0, stream, p);
+  return p.kv_scales != nullptr ? RunCache<kHeadDim, fp8>(p, stream)
+                                : RunCache<kHeadDim, bf16>(p, stream);
 }
 
 }  // namespace

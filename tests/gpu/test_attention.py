@@ -36,6 +36,16 @@ def _decode(case: PagedCase, workspace: torch.Tensor | None = None) -> torch.Ten
         (list(range(1, 1000, 4)), {}),
         ([300, 9000], {"fp8": True}),
         ([333, 4097], {"head_dim": 64, "fp8": True}),
+        # many pairs: whole ones, cut ones, and both ways with every kind of cache
+        ([256] * 40, {}),
+        ([1] * 300, {"num_q_heads": 32}),
+        (list(range(240, 340)), {"num_q_heads": 32, "block_size": 64}),
+        ([3000] + [1] * 140, {"num_kv_heads": 2, "num_q_heads": 14}),
+        ([20000, 17] * 20, {}),
+        (list(range(1, 600, 4)), {"head_dim": 64, "block_size": 32}),
+        (list(range(1, 600, 4)), {"fp8": True}),
+        ([100] * 140, {"fp8": True, "num_q_heads": 64}),
+        (list(range(1, 600, 4)), {"head_dim": 64, "fp8": True}),
     ],
 )
 def test_decode_equals_attention_over_the_sequence(seq_lens: list[int], options: dict) -> None:
@@ -46,16 +56,61 @@ def test_decode_equals_attention_over_the_sequence(seq_lens: list[int], options:
         assert relative_error(out[where], reference) < BOUND, seq
 
 
-def test_decode_leaves_prefilling_sequences_alone_and_can_run_again() -> None:
-    case = PagedCase.random([1, 7, 1, 30], [4000, 77, 19, 30])
-    workspace = kernels.decode_workspace(64, 8, 128, case.q.device)
+@pytest.mark.parametrize("copies", [1, 20])
+def test_decode_leaves_prefilling_sequences_alone_and_can_run_again(copies: int) -> None:
+    case = PagedCase.random([1, 7, 1, 30] * copies, [4000, 77, 19, 30] * copies)
+    workspace = kernels.decode_workspace(128, 8, 128, case.q.device)
     first, second = _decode(case, workspace), _decode(case, workspace)
-    for seq in (0, 2):
+    for seq, num_queries in enumerate(case.query_lens):
         where, reference = case.reference(seq)
-        assert relative_error(first[where], reference) < BOUND
-        assert relative_error(second[where], reference) < BOUND
-    for seq in (1, 3):
-        assert first[case.reference(seq)[0]].isnan().all()
+        if num_queries == 1:
+            assert relative_error(first[where], reference) < BOUND
+            assert relative_error(second[where], reference) < BOUND
+        else:
+            assert first[where].isnan().all()
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("seq_lens", [[300, 17, 4097], list(range(1, 320, 2)), [260] * 48])
+def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
+    seq_lens: list[int], fp8: bool
+) -> None:
+    case = PagedCase.random([1] * len(seq_lens), seq_lens, padding_seqs=0, fp8=fp8)
+    num_seqs, device = len(seq_lens), case.q.device
+    cache, tables, slots = case.kv.kv_cache, case.kv.block_tables, case.kv.seq_slots
+    assert slots is not None
+    last = case.kv.seq_lens.long() - 1
+    blocks, offsets = tables[slots.long(), last // 16].long(), last % 16
+    new = [torch.stack([rows[-1] for rows in kept]) for kept in (case.keys, case.values)]
+    qkv = torch.cat([case.q.flatten(1), *(rows.flatten(1).bfloat16() for rows in new)], dim=1)
+    no_rotation = torch.cat([torch.ones(1, 64), torch.zeros(1, 64)], dim=1).to(device)
+    slot_mapping = (blocks * 16 + offsets).int()
+    positions = torch.zeros(num_seqs, dtype=torch.int32, device=device)
+    outs = [torch.empty_like(case.q) for _ in range(4)]
+    workspace = kernels.decode_workspace(num_seqs, 8, 128, device)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    nan = torch.full((), 255, dtype=torch.uint8, device=device)  # every byte of it
+
+    def forget() -> None:
+        cache.view(torch.uint8)[blocks, :, :, offsets] = nan
+
+    forget()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for out in outs:
+            q = kernels.qk_norm_rope_kv_write(
+                qkv, None, None, 0.0, no_rotation, positions, slot_mapping, cache, case.kv.kv_scales
+            )
+            kernels.decode_attention(q, case.kv, out, workspace)
+            forget()
+    for _ in range(3):
+        for out in outs:
+            out.fill_(torch.nan)
+        graph.replay()
+        for out in outs:
+            for seq in range(num_seqs):
+                where, reference = case.reference(seq)
+                assert relative_error(out[where], reference) < BOUND, seq
 
 
 @pytest.mark.parametrize(

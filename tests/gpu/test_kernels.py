@@ -76,8 +76,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("with_norm", [True, False])
 @pytest.mark.parametrize("fp8", [False, True])
-def test_qk_norm_rope_kv_write(head_dim: int, with_norm: bool, fp8: bool) -> None:
-    num_tokens, num_q, num_kv, block_size, num_blocks = 37, 6, 2, 16, 9
+@pytest.mark.parametrize("num_tokens", [37, 1001])
+def test_qk_norm_rope_kv_write(head_dim: int, with_norm: bool, fp8: bool, num_tokens: int) -> None:
+    num_q, num_kv, block_size = 6, 2, 16
+    num_blocks = num_tokens // block_size + 7
     qkv = _random(num_tokens, (num_q + 2 * num_kv) * head_dim, scale=2)
     q_weight, k_weight = (_random(head_dim), _random(head_dim)) if with_norm else (None, None)
     cos_sin = torch.randn(500, head_dim, device="cuda")
