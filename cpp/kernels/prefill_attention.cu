@@ -7,7 +7,7 @@
 // overlaps P V; the two warpgroups take turns to queue, so that one's softmax overlaps the other's
 // products.
 //
-// An E4M3 cache comes to a place of its own, from where three more warps write it as bf16 tiles.
+// An E4M3 cache comes to a place of its own, from where more warps write it as bf16 tiles.
 //
 // Each block of a fixed grid takes the next tile when it has done one; a sequence's tiles with the
 // longest context go first. Which tokens a tile holds is read on the device. The loading
@@ -23,6 +23,8 @@ namespace dlcore::kernels {
 namespace {
 
 using Params = PrefillParams;
+template <class Cache>
+constexpr int kThreads = kConsumers + kHelperWarps<Cache>* kWarpSize;
 
 __device__ __forceinline__ float Exp2(float x) {
   float y;
@@ -225,7 +227,7 @@ __device__ void Consume(const Params& p, Shared<Cache>& shared) {
 }
 
 template <class Cache>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<Cache>, 1)
     PrefillAttention(const Params p, const __grid_constant__ CUtensorMap queries,
                      const __grid_constant__ CUtensorMap cache) {
   extern __shared__ __align__(1024) char shared_bytes[];
@@ -259,7 +261,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       Convert(shared);
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    // All of the registers that the helpers leave.
+    if constexpr (sizeof(Cache) == 1) {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+    } else {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    }
     Consume(p, shared);
   }
 }
@@ -277,7 +284,7 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
   error = EncodeMatrix(&cache, a.kv_cache, rows, kHeadDim * sizeof(Cache) / 2, a.block_size);
   if (error != cudaSuccess) return error;
   const int max_tiles = (a.num_tokens / queries_per_tile + a.num_seqs) * a.num_kv_heads;
-  return Launch(PrefillAttention<Cache>, std::min(max_tiles, kMultiprocessors), kThreads,
+  return Launch(PrefillAttention<Cache>, std::min(max_tiles, kMultiprocessors), kThreads<Cache>,
                 sizeof(Shared<Cache>) + 1024, stream, p, queries, cache);
 }
 

@@ -12,12 +12,15 @@ namespace dlcore::kernels {
 inline constexpr int kHeadDim = 128;
 inline constexpr int kStages = 2;
 inline constexpr int kConsumers = 256;               // two warpgroups
-inline constexpr int kThreads = kConsumers + 128;    // and the producer's
 inline constexpr int kColumnBytes = 128 * kTokens;   // 64 values of every row of a tile
 inline constexpr int kTileBytes = 2 * kColumnBytes;  // both columns
-inline constexpr int kConverters = 3;                // warps
 inline constexpr int kMultiprocessors = 132;
 static_assert(kRows == kTokens);
+
+// Of the warps beside the consumers', the first loads and the others convert.
+template <class Cache>
+inline constexpr int kHelperWarps = sizeof(Cache) == 1 ? 8 : 4;
+inline constexpr int kConverters = kHelperWarps<fp8> - 1;
 
 template <class Cache>
 struct Staged {};
