@@ -109,8 +109,8 @@ struct Rules {
   __device__ Rules(const dlk_draw& a, int row, int slot) : vocab(a.vocab) {
     const int mask_row = a.mask_rows[row];
     if (mask_row >= 0) {
-      mask = a.arena + a.arena[kMasksOffset] +
-             static_cast<int64_t>(mask_row) * ((a.vocab + 31) / 32);
+      mask =
+          a.arena + a.arena[kMasksOffset] + static_cast<int64_t>(mask_row) * ((a.vocab + 31) / 32);
     }
     repetition = a.repetition_penalty[row];
     frequency = a.frequency_penalty[row];
@@ -162,6 +162,11 @@ __device__ u64 CutDistribution(Row& row, int top_k, float top_p, float min_p) {
   return Broadcast(row, rank);
 }
 
+__device__ bool IsCut(const dlk_draw& a, int row) {
+  const int top_k = a.top_k[row];
+  return (top_k > 0 && top_k < a.vocab) || a.top_p[row] < 1 || a.min_p[row] > 0;
+}
+
 // The block's best score among ranks of at least `lowest`. Its best so far spares almost all
 // other tokens the logarithms.
 __device__ u64 DrawBest(const Row& row, u64 lowest, const Noise& noise) {
@@ -188,6 +193,51 @@ __device__ u64 DrawBest(const Row& row, u64 lowest, const Noise& noise) {
   return best;
 }
 
+// The best rank of a row that nothing cuts, in one pass over memory; the row is not kept. ~0: the
+// row has a NaN.
+template <class Logit>
+__device__ u64 DrawUncut(Row& row, const Logit* logits, int vocab, float temperature,
+                         const Noise& noise) {
+  constexpr int kBatch = 5;  // loads of a thread at once
+  constexpr int kStride = kRowThreads * 4;
+  const bool greedy = temperature <= 0;
+  unsigned* shared_best = &row.shared.best_score;
+  if (threadIdx.x == 0) *shared_best = OrderedBits(-FLT_MAX);
+  __syncthreads();
+  u64 best = 0;
+  const int end = min(row.first_token + row.slice, vocab);
+  for (int i = row.first_token + threadIdx.x * 4; i < end; i += kBatch * kStride) {
+    float4 v[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      v[b] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+      if (i + b * kStride < end) v[b] = Load4(logits + i + b * kStride);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const float x[4] = {v[b].x, v[b].y, v[b].z, v[b].w};
+      const float score = FromOrderedBits(*static_cast<volatile unsigned*>(shared_best));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int token = i + b * kStride + j;
+        const float scaled = (greedy ? x[j] : __fdiv_rn(x[j], temperature)) + 0.0f;
+        if (scaled != scaled) best = ~0ull;
+        if (!(scaled >= -FLT_MAX)) continue;
+        if (greedy) {
+          best = ::max(best, Rank(scaled, token));
+          continue;
+        }
+        const float bits = noise.Bits(token);
+        if (!Noise::MayReach(score, scaled, bits)) continue;
+        const u64 key = Rank(scaled + Noise::Gumbel(bits) + 0.0f, token);
+        best = ::max(best, key);
+        atomicMax(shared_best, static_cast<unsigned>(key >> 32));
+      }
+    }
+  }
+  return best;
+}
+
 template <class Logit, bool kRules>
 __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads, 2)
     Sample(const dlk_draw a) {
@@ -202,10 +252,21 @@ __global__ void __cluster_dims__(kRowBlocks, 1, 1) __launch_bounds__(kRowThreads
     return;
   }
   Row row(shared_bytes, a.vocab);
-  LoadRow(row, static_cast<const Logit*>(a.logits) + static_cast<int64_t>(index) * a.vocab,
-          a.vocab);
+  const auto* logits = static_cast<const Logit*>(a.logits) + static_cast<int64_t>(index) * a.vocab;
   const float temperature = a.temperature[index];
   const bool greedy = temperature <= 0;
+  if (!kRules && a.vocab % 4 == 0 && (greedy || !IsCut(a, index))) {
+    const Noise noise(a.seeds[index], a.sample_positions[index]);
+    const u64 best = row.ReduceMax(DrawUncut(row, logits, a.vocab, temperature, noise));
+    if (is_leader) {
+      const int token = best == 0 || best == ~0ull ? 0 : TokenOf(best);
+      a.sampled[index] = token;
+      a.last_tokens[slot] = token;
+    }
+    cg::this_cluster().sync();  // blocks still read each other's memory
+    return;
+  }
+  LoadRow(row, logits, a.vocab);
   if constexpr (kRules) {
     Rules::AddBias(a, index, row);
     const Rules rules(a, index, slot);
@@ -291,9 +352,9 @@ int dlk_sample(const dlk_draw* args, cudaStream_t stream) {
   using namespace dlcore::kernels;
   const dlk_draw& a = *args;
   if (a.num_rows == 0) return cudaSuccess;
-  auto* kernel = a.logits_are_bf16 ? (a.arena != nullptr ? Sample<bf16, true> : Sample<bf16, false>)
-                                   : (a.arena != nullptr ? Sample<float, true>
-                                                         : Sample<float, false>);
+  auto* kernel = a.logits_are_bf16
+                     ? (a.arena != nullptr ? Sample<bf16, true> : Sample<bf16, false>)
+                     : (a.arena != nullptr ? Sample<float, true> : Sample<float, false>);
   return Launch(kernel, dim3(kRowBlocks, a.num_rows), kRowThreads, RowSharedBytes(a.vocab), stream,
                 a);
 }
@@ -303,6 +364,6 @@ int dlk_logprobs_of(const dlk_logprobs* args, cudaStream_t stream) {
   const dlk_logprobs& a = *args;
   if (a.num_top > kListSize) return cudaErrorInvalidValue;
   if (a.num_rows == 0) return cudaSuccess;
-  return Launch(a.logits_are_bf16 ? Logprobs<bf16> : Logprobs<float>,
-                dim3(kRowBlocks, a.num_rows), kRowThreads, RowSharedBytes(a.vocab), stream, a);
+  return Launch(a.logits_are_bf16 ? Logprobs<bf16> : Logprobs<float>, dim3(kRowBlocks, a.num_rows),
+                kRowThreads, RowSharedBytes(a.vocab), stream, a);
 }

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dlcore.layers.sampler import sample
-from dlcore.ops import sample_kernels
+from dlcore.ops import kernels, sample_kernels
+from dlcore.ops.sample import cut_distribution
 from dlcore.step_buffers import PROMPT_SEEN_BIT, DeviceState, Header, SamplerBuffers
 from tests.gpu.paged_case import needs_kernels
 
@@ -147,6 +148,37 @@ def test_rows_of_one_batch_may_differ_in_everything() -> None:
     sample(logits.cuda(), on_gpu, gpu_state)
     sample(logits, sampler, state)
     assert int((on_gpu.sampled_tokens.cpu() != sampler.sampled_tokens).sum()) <= 1
+
+
+@pytest.mark.parametrize("cut", ["none", "top_k", "top_p", "min_p", "all"])
+@pytest.mark.parametrize("rows", [32, 4096])  # a cluster for each row, or a block
+def test_draws_follow_the_cut_distribution(cut: str, rows: int) -> None:
+    vocab, num_draws = 64, 8192
+    temperature, top_k, top_p, min_p = CUTS[cut]
+    column = (temperature, min(top_k, 20), top_p, min_p)
+    sampler, state = _buffers(rows, vocab, [column] * rows)
+    sampler, state = _cuda(replace(sampler, variant="random")), _cuda(state)
+    logits = torch.randn(1, vocab, device="cuda") * 2
+    cuts = [getattr(sampler, name)[:1] for name in ("top_k", "top_p", "min_p")]
+    kept = cut_distribution(logits / temperature, *cuts).softmax(dim=-1)[0]
+    expected, counts = kept * num_draws, torch.zeros_like(kept)
+    space = kernels.argmax_workspace(rows, logits.device)
+    for position in range(num_draws // rows):
+        sampler.sample_positions.fill_(position)
+        if rows <= sample_kernels.MAX_RANDOM_ROWS:
+            sampler.row_slots.copy_(torch.arange(rows))
+            sample_kernels.draw(logits.expand(rows, -1).contiguous(), sampler, state)
+            tokens = sampler.sampled_tokens
+        else:
+            values = (sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p)
+            values += (sampler.seeds, sampler.sample_positions)
+            tokens = kernels.random_sample(logits.expand(rows, -1).contiguous(), *values, space)
+        counts += tokens.long().bincount(minlength=vocab)
+    assert counts[kept == 0].sum() == 0
+    common = expected >= 5
+    chi_square = ((counts - expected) ** 2 / expected)[common].sum().item()
+    freedom = int(common.sum()) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0])
