@@ -1,9 +1,9 @@
 """What single figures do not show: long contexts, prefill beside decodes, a shared prefix.
 
-    python tools/bench_scenarios.py MODEL [--load-format dummy] [--only long,beside,prefix]
+    python tools/bench_scenarios.py MODEL [--load-format dummy] [--only long,long_fp8,beside,prefix]
 
 - long:   time per token of one sequence with 32k and 128k tokens of context, beside the floor of
-          reading weights and KV once;
+          reading weights and KV once; long_fp8 the same with an E4M3 KV cache;
 - beside: gaps between tokens of 16 decoding sequences, alone and while a 32k prompt is prefilled;
 - prefix: 256 requests that share 4,096 prompt tokens and differ in 128, cache off and on; and one
           warm request beside an uncached prompt as long as its suffix.
@@ -134,15 +134,31 @@ async def run(model: str, options: dict[str, Any], scenario: Scenario) -> Figure
         await llm.close()
 
 
-def floor_ms(folder: Path, context: int, bandwidth: float) -> float:
-    """Weights and KV of one sequence, read once (bf16)."""
+def floor_ms(folder: Path, context: int, bandwidth: float, kv_bytes: int) -> float:
+    """Weights (bf16) and KV of one sequence (`kv_bytes` a value), read once."""
     c = json.loads((folder / "config.json").read_text())
     hidden, layers, head = c["hidden_size"], c["num_hidden_layers"], c["head_dim"]
     kv_rows = c["num_key_value_heads"] * head
     attention = hidden * (2 * c["num_attention_heads"] * head + 2 * kv_rows)
     weights = layers * (attention + 3 * hidden * c["intermediate_size"]) + hidden * c["vocab_size"]
-    num_bytes: int = 2 * (weights + layers * 2 * kv_rows * context)
+    num_bytes: int = 2 * weights + kv_bytes * layers * 2 * kv_rows * context
     return 1e3 * num_bytes / bandwidth
+
+
+def long_contexts(model: Path, options: dict[str, Any], bandwidth: float, suffix: str) -> Figures:
+    """Measured and possible times, named with `suffix`."""
+    max_len = 132 * KIB
+    sized = options | {"max_model_len": max_len, "max_num_seqs": 8}
+    measured = asyncio.run(run(str(longer(model, max_len)), sized, long_context))
+    figures = {name.removesuffix("_ms") + f"{suffix}_ms": ms for name, ms in measured.items()}
+    kv_bytes = 1 if options.get("kv_cache_dtype") == "fp8" else 2
+    for context in (32, 128):
+        tpot = measured.get(f"tpot_{context}k_ms")
+        if tpot is not None:
+            floor = floor_ms(model, context * KIB, bandwidth, kv_bytes)
+            figures[f"floor_{context}k{suffix}_ms"] = floor
+            figures[f"tpot_{context}k{suffix}_percent_of_floor"] = 100 * floor / tpot
+    return figures
 
 
 def longer(folder: Path, max_len: int) -> Path:
@@ -159,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--load-format", default="dummy")
-    parser.add_argument("--only", default="long,beside,prefix")
+    parser.add_argument("--only", default="long,long_fp8,beside,prefix")
     parser.add_argument("--bandwidth", type=float, default=3.03e12, help="bytes a second")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--json", type=Path)
@@ -170,15 +186,10 @@ def main() -> None:
     figures: Figures = {}
     wanted = args.only.split(",")
     if "long" in wanted:
-        max_len = 132 * KIB
-        model = longer(args.model, max_len)
-        sized = options | {"max_model_len": max_len, "max_num_seqs": 8}
-        figures |= asyncio.run(run(str(model), sized, long_context))
-        for context in (32, 128):
-            if f"tpot_{context}k_ms" in figures:
-                figures[f"floor_{context}k_ms"] = floor_ms(
-                    args.model, context * KIB, args.bandwidth
-                )
+        figures |= long_contexts(args.model, options, args.bandwidth, "")
+    if "long_fp8" in wanted:
+        fp8 = options | {"kv_cache_dtype": "fp8"}
+        figures |= long_contexts(args.model, fp8, args.bandwidth, "_fp8")
     if "beside" in wanted:
         sized = options | {"max_model_len": 40000, "max_num_seqs": 64}
         figures |= asyncio.run(run(str(args.model), sized, beside_prefill))
