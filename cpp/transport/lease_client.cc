@@ -10,6 +10,7 @@
 namespace dlcore {
 namespace {
 
+constexpr auto kBusyOwner = std::chrono::milliseconds(1);  // until the next attempt to connect
 constexpr size_t kReceiveLimit = 4 * kMaxInlineBytes;
 
 TimePoint Now() { return std::chrono::steady_clock::now(); }
@@ -157,7 +158,15 @@ void LeaseClient::Start(Command command) {
 Status LeaseClient::Connect() {
   const TimePoint deadline = Now() + options_.connect_timeout;
   UniqueFd fd;
-  if (Status s = spec_.connect(&fd); !s.ok()) return s;
+  Status connected = spec_.connect(&fd);
+  while (connected.code() == StatusCode::kResourceExhausted && !stopping_ && Now() < deadline) {
+    Wait(0, Now() + kBusyOwner);
+    connected = spec_.connect(&fd);
+  }
+  if (connected.code() == StatusCode::kResourceExhausted) {
+    return Status::Unavailable(connected.message());
+  }
+  if (!connected.ok()) return connected;
   socket_ = std::make_unique<FrameSocket>(std::move(fd), options_.filter);
   while (!WaitForSocket(socket_->fd(), POLLOUT, -1, TimePoint{})) {
     if (stopping_ || Now() >= deadline) return Status::DeadlineExceeded("peer did not answer");

@@ -121,6 +121,7 @@ Status StartConnectUnix(const std::string& path, UniqueFd* out) {
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return SystemError("socket");
   if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    if (errno == EAGAIN) return Status::ResourceExhausted("too many wait to connect to " + path);
     return SystemError("cannot connect to " + path);
   }
   *out = std::move(fd);

@@ -39,6 +39,7 @@ Status ListenUnix(const std::string& dir, UniqueFd* out, std::string* path);
 // Begins to connect a non-blocking socket; it is writable when that ended, and
 // ConnectResult says how.
 Status StartConnectTcp(const std::string& host, uint16_t port, UniqueFd* out);
+// ResourceExhausted where as many as the listener lets wait do: try again.
 Status StartConnectUnix(const std::string& path, UniqueFd* out);
 Status ConnectResult(int fd);
 
