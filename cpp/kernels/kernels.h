@@ -30,11 +30,11 @@ struct dlk_tile {
   const void* x;
   const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
   const void* bias;      // [N] or null: added
-  const void* residual;  // [T, N] or null: added
+  const void* residual;  // [T, N] or null: added (with 64 rows a tile and no swiglu)
   void* out;
   const float* squares;     // float32 [num_pieces, T] or null: then products of row t are scaled
   float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
-  const void* norm_weight;  // [N] or null: with it (64 rows, no swiglu), two more results
+  const void* norm_weight;  // [N] or null: with it (likewise), two more results
   void* scaled;             //   [T, N] = out * norm_weight
   float* out_squares;       //   float32 [ceil(N / 64), T]: of out, summed by 64 columns
   int num_tokens, n, k, num_pieces, swiglu;

@@ -37,8 +37,10 @@ def test_tile_linear(num_tokens: int, n: int, k: int, tile: LinearTile) -> None:
     bias, residual = _random(n), _random(num_tokens, n)
     plain = x.float() @ weight.float().T
     assert relative_error(tile_linear(x, weight, tile), plain) < ROUNDING
-    out = tile_linear(x, weight, tile, bias=bias, residual=residual)
-    assert relative_error(out, plain + bias + residual) < ROUNDING
+    assert relative_error(tile_linear(x, weight, tile, bias=bias), plain + bias) < ROUNDING
+    if tile.rows == PIECE:
+        out = tile_linear(x, weight, tile, bias=bias, residual=residual)
+        assert relative_error(out, plain + bias + residual) < ROUNDING
 
 
 @pytest.mark.parametrize("num_tokens", [33, 64, 200])

@@ -103,6 +103,7 @@ def tile_linear(
     """x: [T, K], weight: [N, K] -> [T, N] = x weight^T + bias + residual.
 
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
+    residual: only with tiles of 64 rows, and without swiglu.
     """
     return _launch(x, weight, tile, bias=bias, residual=residual, swiglu=swiglu)
 

@@ -1,0 +1,130 @@
+#pragma once
+
+#include "kernels/cluster.cuh"
+#include "kernels/tensor_map.cuh"
+#include "kernels/wgmma.cuh"
+
+// W x^T for some tens to hundreds of tokens: still about the time of reading W once.
+//
+// A block multiplies 64 or 192 rows of W with 32 to 128 tokens: wgmma's first side are the rows of
+// W, so that few tokens waste nothing. One thread brings tiles of 64 values of k through the copy
+// engine into a ring of shared memory. W depends on no other kernel: the ring's share of it, and to
+// L2 some of what follows, is requested before the previous kernel has ended.
+
+namespace dlcore::kernels::tile {
+
+inline constexpr int kTileK = 64;
+inline constexpr int kRowBytes = kTileK * 2;
+inline constexpr int kMaxStages = 16;
+inline constexpr int kTilesInL2 = 16;  // requested before the previous kernel's end, after a ring
+
+struct Barriers {
+  uint64_t full[kMaxStages], empty[kMaxStages];
+};
+
+// What a block's producer brings, where from and where to.
+struct Source {
+  const CUtensorMap *weight, *x;
+  int first, end, next;  // tiles of k: this block's, in a circle
+  int weight_row, token_row;
+  char* ring;
+  int num_stages;
+  Barriers* barriers;
+
+  __device__ __forceinline__ int NumTiles() const { return end - first; }
+  __device__ __forceinline__ int NextTile() {
+    const int tile = next;
+    next = tile + 1 == end ? first : tile + 1;
+    return tile;
+  }
+};
+
+template <int kTokens, int kRows>
+struct Product {
+  static constexpr int kConsumers = kRows * 2;  // threads: a warpgroup for 64 rows
+  static constexpr int kWeightBytes = kRows * kRowBytes;
+  static constexpr int kStageBytes = kWeightBytes + kTokens * kRowBytes;
+  // Sums of a token lie so that the lanes of a warp store to different banks.
+  static constexpr int kPitch = kRows + 4;
+  static constexpr int kSumBytes = kTokens * kPitch * 4;
+  using Sums = float[kTokens / 2];
+
+  static __device__ __forceinline__ void LoadWeights(const Source& s, int stage, int tile) {
+    ArriveExpecting(&s.barriers->full[stage], kStageBytes);
+    CopyHeads(s.ring + stage * kStageBytes, s.weight, 0, s.weight_row, tile * kTileK,
+              &s.barriers->full[stage]);
+  }
+  static __device__ __forceinline__ void LoadTokens(const Source& s, int stage, int tile) {
+    CopyBox(s.ring + stage * kStageBytes + kWeightBytes, s.x, s.token_row, tile * kTileK,
+            &s.barriers->full[stage]);
+  }
+
+  // One thread: the first tiles of weights, before anything is known of other kernels and blocks.
+  static __device__ void ProduceFirst(Source s) {
+    for (int i = 0; i < s.num_stages; ++i) {
+      InitBarrier(&s.barriers->full[i], 1);
+      InitBarrier(&s.barriers->empty[i], kConsumers / kWarpSize);
+    }
+    FenceBarrierInit();
+    const int ahead = min(s.NumTiles(), s.num_stages);
+#pragma unroll 1
+    for (int i = 0; i < ahead; ++i) LoadWeights(s, i, s.NextTile());
+    PrefetchTensorMap(s.x);
+#pragma unroll 1
+    for (int i = min(s.NumTiles() - ahead, kTilesInL2); i > 0; --i) {
+      PrefetchHeads(s.weight, 0, s.weight_row, s.NextTile() * kTileK);
+    }
+  }
+  // One thread: keeps the ring full.
+  static __device__ void Produce(Source s) {
+    const int ahead = min(s.NumTiles(), s.num_stages);
+#pragma unroll 1
+    for (int i = 0; i < ahead; ++i) LoadTokens(s, i, s.NextTile());
+    int stage = 0, parity = 0;
+#pragma unroll 1
+    for (int left = s.NumTiles() - ahead; left > 0; --left) {
+      const int tile = s.NextTile();
+      Wait(&s.barriers->empty[stage], parity);
+      LoadWeights(s, stage, tile);
+      LoadTokens(s, stage, tile);
+      if (++stage == s.num_stages) stage = 0, parity ^= 1;
+    }
+  }
+
+  // A warpgroup's 64 rows times all tokens.
+  static __device__ void Multiply(const Source& s, Sums& sums) {
+    const bool leads = threadIdx.x % kWarpSize == 0;
+    const uint32_t rows = SharedAddress(s.ring) + threadIdx.x / 128 * 64 * kRowBytes;
+    const uint32_t tokens = SharedAddress(s.ring) + kWeightBytes;
+    int stage = 0, parity = 0, previous = 0;
+    for (int i = 0; i < s.NumTiles(); ++i) {
+      Wait(&s.barriers->full[stage], parity);
+      const uint64_t a = DescriptorKMajor(rows + stage * kStageBytes);
+      const uint64_t b = DescriptorKMajor(tokens + stage * kStageBytes);
+      WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < kTileK / 16; ++step) {
+        WgmmaShared(sums, a + step * 2, b + step * 2, 1);
+      }
+      WgmmaCommit();
+      WgmmaWait<1>();
+      if (i > 0 && leads) Arrive(&s.barriers->empty[previous]);
+      previous = stage;
+      if (++stage == s.num_stages) stage = 0, parity ^= 1;
+    }
+    WgmmaWait<0>();
+  }
+
+  // shared: [kTokens][kPitch]
+  static __device__ void StoreSums(const Sums& sums, float* shared) {
+    const int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+    float* row = shared + threadIdx.x / kWarpSize * 16 + g;
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) {
+      const int token = i / 4 * 8 + 2 * t + i % 2;
+      row[token * kPitch + i / 2 % 2 * 8] = sums[i];
+    }
+  }
+};
+
+}  // namespace dlcore::kernels::tile
