@@ -1,6 +1,6 @@
-// y = W x for few tokens: the time is that of reading W once.
+// y = W x for up to 8 tokens: the time is that of reading W once.
 //
-// A block multiplies kRowTiles x 8 rows of W with up to 32 tokens. One warp requests its rows in
+// A block multiplies kRowTiles x 8 rows of W with the tokens. One warp requests its rows in
 // chunks of 512 values of k with bulk copies into a ring of shared memory; each of eight others
 // multiplies 64 of those values, and their sums meet at the end. The order of k inside a product
 // is free as long as both operands agree, so a lane's 16 contiguous bytes of a row serve two
@@ -19,6 +19,7 @@
 namespace dlcore::kernels {
 namespace {
 
+constexpr int kTokens = 8;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kUnit = 64;  // values of k a warp takes of a chunk
@@ -52,7 +53,7 @@ __device__ __forceinline__ uint4 Scale(uint4 v, uint4 w) {
 }
 
 // Sums of one warp, before they meet those of the other warps.
-template <int kTokens, int kRows>
+template <int kRows>
 struct Partials {
   float product[kWarps][kTokens][kRows + 1];
   float squares[kWarps][kTokens];
@@ -71,16 +72,11 @@ struct Partials {
   }
 };
 
-// Chunks in flight. Few enough for the next kernels in line to be resident as well.
+// Chunks in flight, and chunks whose x a warp holds in registers ahead of its products: one round
+// trip to L2 then serves them all, and it is on the critical path of a chain of kernels. Few enough
+// for the next kernels in line to be resident as well.
 constexpr int MaxStages(int row_tiles) { return row_tiles == 1 ? 6 : row_tiles == 2 ? 4 : 2; }
 constexpr int kMaxStages = 6;
-
-// Chunks whose x a warp holds in registers ahead of its products. One round trip to L2 then serves
-// them all, and it is on the critical path of a chain of kernels.
-constexpr int TokenDepth(int row_tiles, int token_groups) {
-  const int depth = row_tiles == 1 ? 6 : row_tiles == 2 ? 4 : 2;
-  return token_groups == 1 ? depth : token_groups == 2 ? (depth + 2) / 2 : row_tiles == 4 ? 1 : 2;
-}
 
 struct Barriers {
   uint64_t full[kMaxStages], empty[kMaxStages];
@@ -112,14 +108,12 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
   }
 }
 
-template <int kGroups, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
-__global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
+template <int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+__global__ void __launch_bounds__(kThreads + kWarpSize, 2)
     SkinnyLinear(const Params p, int num_stages) {
-  constexpr int kTokens = 8 * kGroups;
-  constexpr int kPairs = (kGroups + 1) / 2;  // a product takes two groups of 8 tokens
   constexpr int kRows = 8 * kRowTiles;
   constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
-  constexpr int kDepth = TokenDepth(kRowTiles, kGroups);
+  constexpr int kDepth = MaxStages(kRowTiles);
   // [num_stages][kRows] rows of weights; at the end, the warps' sums.
   extern __shared__ __align__(128) char shared_bytes[];
   __shared__ Barriers barriers;
@@ -142,22 +136,14 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
   // Everything that can be known before the previous kernel's results: between those and this
   // kernel's own, every instruction counts.
   const int warp_k = warp * kUnit + t * 8;
-  const bf16* x_rows[kGroups];
-  bool has_row[kGroups];
-#pragma unroll
-  for (int h = 0; h < kGroups; ++h) {
-    x_rows[h] = p.x + static_cast<int64_t>(g + 8 * h) * p.k + warp_k;
-    has_row[h] = g + 8 * h < p.num_tokens && !is_producer;
-  }
-  uint4 x[kDepth][kSteps][2 * kPairs] = {}, norm[kNorm ? kDepth : 1][kSteps];
+  const bf16* x_row = p.x + static_cast<int64_t>(g) * p.k + warp_k;
+  const bool has_row = g < p.num_tokens && !is_producer;
+  uint4 x[kDepth][kSteps] = {}, norm[kNorm ? kDepth : 1][kSteps];
   auto load_tokens = [&](int slot, int chunk) {
 #pragma unroll
-    for (int h = 0; h < kGroups; ++h) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        if (has_row[h] && chunk * kChunk + warp * kUnit < p.k) {
-          x[slot][s][h] = Load16(x_rows[h] + chunk * kChunk + s * 32);
-        }
+    for (int s = 0; s < kSteps; ++s) {
+      if (has_row && chunk * kChunk + warp * kUnit < p.k) {
+        x[slot][s] = Load16(x_row + chunk * kChunk + s * 32);
       }
     }
   };
@@ -190,8 +176,8 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
     if (p.bias != nullptr) addend[j] += __bfloat162float(p.bias[column]);
   }
 
-  float c[kPairs][kRowTiles][4] = {};
-  float squares[kGroups] = {};
+  float c[kRowTiles][4] = {};  // of 16 tokens, the last 8 of which do not exist
+  float squares = 0;
   int stage = 0, parity = 0;
   for (int first = 0; first < num_chunks && !is_producer; first += kDepth) {
 #pragma unroll
@@ -212,22 +198,15 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
           if constexpr (kNorm) {
-#pragma unroll
-            for (int h = 0; h < kGroups; ++h) {
-              squares[h] += SumSquares(x[d][s][h]);
-              x[d][s][h] = Scale(x[d][s][h], norm[d][s]);
-            }
+            squares += SumSquares(x[d][s]);
+            x[d][s] = Scale(x[d][s], norm[d][s]);
           }
+          const uint32_t a0[4] = {x[d][s].x, 0, x[d][s].y, 0};
+          const uint32_t a1[4] = {x[d][s].z, 0, x[d][s].w, 0};
 #pragma unroll
-          for (int pair = 0; pair < kPairs; ++pair) {
-            const uint4 lo = x[d][s][2 * pair], hi = x[d][s][2 * pair + 1];
-            const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y};
-            const uint32_t a1[4] = {lo.z, hi.z, lo.w, hi.w};
-#pragma unroll
-            for (int i = 0; i < kRowTiles; ++i) {
-              Mma(c[pair][i], a0, w[s][i].x, w[s][i].y, bf16{});
-              Mma(c[pair][i], a1, w[s][i].z, w[s][i].w, bf16{});
-            }
+          for (int i = 0; i < kRowTiles; ++i) {
+            Mma(c[i], a0, w[s][i].x, w[s][i].y, bf16{});
+            Mma(c[i], a1, w[s][i].z, w[s][i].w, bf16{});
           }
         }
       }
@@ -243,19 +222,17 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
     }
   }
   __syncthreads();
-  auto& partials = *reinterpret_cast<Partials<kTokens, kRows>*>(shared_bytes);
+  auto& partials = *reinterpret_cast<Partials<kRows>*>(shared_bytes);
 
-#pragma unroll
-  for (int h = 0; h < kGroups; ++h) {
-    if (is_producer) break;
+  if (!is_producer) {
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      partials.product[warp][g + 8 * h][i * 8 + 2 * t] = c[h / 2][i][h % 2 * 2];
-      partials.product[warp][g + 8 * h][i * 8 + 2 * t + 1] = c[h / 2][i][h % 2 * 2 + 1];
+      partials.product[warp][g][i * 8 + 2 * t] = c[i][0];
+      partials.product[warp][g][i * 8 + 2 * t + 1] = c[i][1];
     }
     if constexpr (kNorm) {
-      const float sum = WarpSum<4>(squares[h]);
-      if (t == 0) partials.squares[warp][g + 8 * h] = sum;
+      const float sum = WarpSum<4>(squares);
+      if (t == 0) partials.squares[warp][g] = sum;
     }
   }
   __syncthreads();
@@ -274,38 +251,35 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, kGroups > 2 ? 1 : 2)
   }
 }
 
-template <int kGroups, int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+template <int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
   constexpr int kOutRows = 8 * kRowTiles / (kSwiGlu ? 2 : 1);
   const int num_stages = std::min(MaxStages(kRowTiles), CeilDiv(p.k, kChunk));
   constexpr size_t kStageBytes = 8 * kRowTiles * kRowPitch;
-  const size_t smem =
-      std::max(num_stages * kStageBytes, sizeof(Partials<8 * kGroups, 8 * kRowTiles>));
-  return Launch(SkinnyLinear<kGroups, kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
+  const size_t smem = std::max(num_stages * kStageBytes, sizeof(Partials<8 * kRowTiles>));
+  return Launch(SkinnyLinear<kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
                 kThreads + kWarpSize, smem, stream, p, num_stages);
 }
 
-template <int kGroups, int kRowTiles, bool kSwiGlu, class Out>
+template <int kRowTiles, bool kSwiGlu, class Out>
 cudaError_t RunNorm(const Params& p, cudaStream_t stream) {
-  return p.norm_weight != nullptr ? Run<kGroups, kRowTiles, kSwiGlu, true, Out>(p, stream)
-                                  : Run<kGroups, kRowTiles, kSwiGlu, false, Out>(p, stream);
+  return p.norm_weight != nullptr ? Run<kRowTiles, kSwiGlu, true, Out>(p, stream)
+                                  : Run<kRowTiles, kSwiGlu, false, Out>(p, stream);
 }
 
-template <int kGroups>
 cudaError_t RunShape(const Params& p, bool swiglu, bool float_out, int row_tiles,
                      cudaStream_t stream) {
-  if (float_out) return RunNorm<kGroups, 4, false, float>(p, stream);
+  if (float_out) return RunNorm<4, false, float>(p, stream);
   if (swiglu) {
-    return row_tiles == 4 ? RunNorm<kGroups, 4, true, bf16>(p, stream)
-                          : RunNorm<kGroups, 2, true, bf16>(p, stream);
+    return row_tiles == 4 ? RunNorm<4, true, bf16>(p, stream) : RunNorm<2, true, bf16>(p, stream);
   }
   switch (row_tiles) {
     case 1:
-      return RunNorm<kGroups, 1, false, bf16>(p, stream);
+      return RunNorm<1, false, bf16>(p, stream);
     case 2:
-      return RunNorm<kGroups, 2, false, bf16>(p, stream);
+      return RunNorm<2, false, bf16>(p, stream);
     default:
-      return RunNorm<kGroups, 4, false, bf16>(p, stream);
+      return RunNorm<4, false, bf16>(p, stream);
   }
 }
 
@@ -325,7 +299,7 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if (num_tokens < 1 || num_tokens > 32 || k % kUnit != 0) return cudaErrorInvalidValue;
+  if (num_tokens < 1 || num_tokens > kTokens || k % kUnit != 0) return cudaErrorInvalidValue;
   const Params p{static_cast<const bf16*>(x),
                  static_cast<const bf16*>(weight),
                  static_cast<const bf16*>(norm_weight),
@@ -337,7 +311,5 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                  k,
                  eps};
   if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n, k);
-  if (num_tokens <= 8) return RunShape<1>(p, swiglu, float_out, row_tiles, stream);
-  if (num_tokens <= 16) return RunShape<2>(p, swiglu, float_out, row_tiles, stream);
-  return RunShape<4>(p, swiglu, float_out, row_tiles, stream);
+  return RunShape(p, swiglu, float_out, row_tiles, stream);
 }

@@ -96,13 +96,7 @@ __device__ __forceinline__ void CopyHeads(void* shared, const CUtensorMap* map, 
       "l"(map), "r"(column), "r"(head), "r"(token), "r"(SharedAddress(barrier))
       : "memory");
 }
-// The same, to L2.
-__device__ __forceinline__ void PrefetchHeads(const CUtensorMap* map, int token, int head,
-                                              int column) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
-               "r"(column), "r"(head), "r"(token)
-               : "memory");
-}
+// Before the first copy with this map, which would wait for it.
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -131,7 +131,13 @@ struct Kernel {
   static __device__ void Consume(const Params& p, const tile::Source& source, const float* scales) {
     constexpr int kBatches = (kTokens * kFours / kConsumers + kRanks - 1) / kRanks;
     const int first = blockIdx.z * kConsumers + threadIdx.x;
-    // What is added comes while the products run.
+    typename Product::Sums sums = {};
+    Product::Multiply(source, sums);
+    __syncthreads();  // all warpgroups are done with the ring, and the scales are there
+    auto* shared = reinterpret_cast<float*>(source.ring);
+    Product::StoreSums(sums, shared);
+    // What is added comes while blocks meet. Earlier it would cost registers, and with them the
+    // next kernel's place beside this one.
     const int column = Four(p, first).column;
     const uint2 bias = LoadFour(p.bias, column, column < p.n);
     const uint2 norm_weight = LoadFour(p.norm_weight, column, column < p.n);
@@ -141,11 +147,6 @@ struct Kernel {
       const Four four(p, first + j * kRanks * kConsumers);
       residual[j] = LoadFour(p.residual, four.offset, four.inside);
     }
-    typename Product::Sums sums = {};
-    Product::Multiply(source, sums);
-    __syncthreads();  // all warpgroups are done with the ring, and the scales are there
-    auto* shared = reinterpret_cast<float*>(source.ring);
-    Product::StoreSums(sums, shared);
     SyncClusterIf(kRanks > 1);
 #pragma unroll
     for (int j = 0; j < kBatches; ++j) {

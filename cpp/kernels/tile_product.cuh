@@ -8,15 +8,14 @@
 //
 // A block multiplies 64 or 192 rows of W with 32 to 128 tokens: wgmma's first side are the rows of
 // W, so that few tokens waste nothing. One thread brings tiles of 64 values of k through the copy
-// engine into a ring of shared memory. W depends on no other kernel: the ring's share of it, and to
-// L2 some of what follows, is requested before the previous kernel has ended.
+// engine into a ring of shared memory. W depends on no other kernel: the ring's share of it is
+// requested before the previous kernel has ended.
 
 namespace dlcore::kernels::tile {
 
 inline constexpr int kTileK = 64;
 inline constexpr int kRowBytes = kTileK * 2;
 inline constexpr int kMaxStages = 16;
-inline constexpr int kTilesInL2 = 16;  // requested before the previous kernel's end, after a ring
 
 struct Barriers {
   uint64_t full[kMaxStages], empty[kMaxStages];
@@ -70,10 +69,6 @@ struct Product {
 #pragma unroll 1
     for (int i = 0; i < ahead; ++i) LoadWeights(s, i, s.NextTile());
     PrefetchTensorMap(s.x);
-#pragma unroll 1
-    for (int i = min(s.NumTiles() - ahead, kTilesInL2); i > 0; --i) {
-      PrefetchHeads(s.weight, 0, s.weight_row, s.NextTile() * kTileK);
-    }
   }
   // One thread: keeps the ring full.
   static __device__ void Produce(Source s) {
