@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_bound_of_the_smoke_table_holds() -> None:
-    path = os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests/py")])
+    own = [str(ROOT / "python"), str(ROOT / "tests/py")]
+    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     result = subprocess.run(
         [sys.executable, str(ROOT / "tools/gpu_smoke.py")],
         env={**os.environ, "PYTHONPATH": path},
