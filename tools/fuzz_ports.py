@@ -200,10 +200,13 @@ def sizes(system: System) -> dict[int, tuple[float, int]]:
 
 def fuzz(system: System, messages: int, seed: int, languages: Sequence[str]) -> Report:
     report, began = Report(), time.monotonic()
+    warm_up = messages // 5
+    judges_memory = warm_up >= MIN_WARM_UP
     want = system.answers()
+    if judges_memory:
+        system.touch_all_blocks()
     targets = [target for target in system.targets() if target.language in languages]
     needles, processes = system.needles(), system.processes()
-    warm_up = messages // 5
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         note(report, bombard(pool, targets, warm_up, seed, needles))
         before = sizes(system)
@@ -215,7 +218,7 @@ def fuzz(system: System, messages: int, seed: int, languages: Sequence[str]) -> 
     if system.answers() != want:
         report.findings.append("a good client got other answers than before")
     report.findings += asyncio.run(system.blocks_not_back())
-    if warm_up >= MIN_WARM_UP:
+    if judges_memory:
         time.sleep(SETTLE_S)
         compare(report, system, before)
     return report

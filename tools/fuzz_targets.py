@@ -23,6 +23,9 @@ from dlcore.kv_ticket import KvTicket, open_ticket
 
 LANGUAGES = ("http", "grpc", "kv", "intruder", "zmtp", "ctrl", "redis")
 LEASE_TTL_S = 10.0
+NUM_KV_BLOCKS = 1024
+BLOCK_SIZE = 16
+LONG_PROMPT = 1900
 NEEDLE_BYTES = 48
 
 
@@ -71,7 +74,7 @@ def ask_ticket(node_url: str, key: str, seed: int) -> KvTicket:
 
 def plan(folder: Path, ctrl: bool) -> LocalPlan:
     node_args = ["--frontends", "2", "--grpc-port", "0", "--data-dir", str(folder / "data")]
-    node_args += ["--num-threads", "1", "--num-kv-blocks", "1024", "--no-access-log"]
+    node_args += ["--num-threads", "1", "--num-kv-blocks", str(NUM_KV_BLOCKS), "--no-access-log"]
     node_args += ["--max-output-tokens", "16", "--kv-lease-ttl", str(LEASE_TTL_S)]
     node_args += ["--kv-pull-timeout", "5", "--device", "cpu", "--log-level", "error"]
     return LocalPlan(
@@ -137,6 +140,14 @@ class System:
         connection.close()
         held = [blocks[leased.blocks[1]] for blocks in leased.layers[1:]]
         return [data[len(data) // 4 :][:NEEDLE_BYTES] for data in held]
+
+    def touch_all_blocks(self) -> None:
+        """So that memory grows by KV that was never written before the fuzzing, not in it."""
+        for node in self.local.nodes:
+            url = self.local.url_of(node) + "/v1/completions"
+            for i in range(NUM_KV_BLOCKS * BLOCK_SIZE // LONG_PROMPT + 1):
+                prompt = [i + 4] * LONG_PROMPT
+                post(url, self.key, {"prompt": prompt, "max_tokens": 1})
 
     def processes(self) -> dict[int, str]:
         return {pid: child.name for child in self.children for pid in process_tree(child.pid)}
