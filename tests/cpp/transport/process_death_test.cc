@@ -1,3 +1,5 @@
+#include <array>
+#include <cstring>
 #include <string_view>
 
 #include <signal.h>
@@ -66,7 +68,9 @@ class Child {
     char c = 0;
     while (text.find(kMark) == std::string::npos && read(output_.get(), &c, 1) == 1) text += c;
     EXPECT_NE(text.find(kMark), std::string::npos) << text;
-    EXPECT_EQ(read(output_.get(), &answer, sizeof(T)), static_cast<ssize_t>(sizeof(T)));
+    std::array<std::byte, sizeof(T)> bytes{};
+    EXPECT_EQ(read(output_.get(), bytes.data(), sizeof(T)), static_cast<ssize_t>(sizeof(T)));
+    std::memcpy(&answer, bytes.data(), sizeof(T));
     return answer;
   }
 
