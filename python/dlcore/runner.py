@@ -121,6 +121,7 @@ def _load_model(config: EngineConfig, model_config: ModelConfig, device: torch.d
         draw_dummy_weights(model.weight_map(), config.seed)
     else:
         load_safetensors(model_config.path, model.weight_map(), model.ignored_weights())
+    model.weights_loaded()
     return model
 
 

@@ -11,6 +11,7 @@ from dlcore.layers.norm import RMSNorm
 from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.quant.fp8 import scales_for
 from dlcore.step_buffers import DeviceState, StepBuffers
 
 
@@ -30,6 +31,8 @@ class GqaAttention(nn.Module):
         backend: AttentionBackend,
     ) -> None:
         super().__init__()
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.norm_eps = norm_eps
         self.backend = backend
@@ -41,6 +44,32 @@ class GqaAttention(nn.Module):
         if qk_norm:
             self.q_norm = nn.Parameter(torch.empty(head_dim), requires_grad=False)
             self.k_norm = nn.Parameter(torch.empty(head_dim), requires_grad=False)
+
+    def keep_kv_as_e4m3(self) -> None:
+        """Before the weights are there; fit_kv_scales when they are."""
+        shape = (2, self.num_kv_heads)
+        self.kv_scales = torch.ones(shape, device=self.qkv_proj.weight.device)
+
+    def fit_kv_scales(self, norm: RMSNorm) -> None:
+        """kv_scales [2, Hk] such that no key and no value can saturate, whatever the input.
+
+        The projection reads a vector of norm sqrt(hidden_size), times norm.weight: that bounds
+        each value by its row. A normed key is no longer than sqrt(head_dim) times k_norm's
+        largest, and rotation keeps lengths. Without k_norm its head's rows together bound it.
+        """
+        if self.kv_scales is None:
+            return
+        rows = 2 * self.num_kv_heads * self.head_dim
+        weight = self.qkv_proj.weight[-rows:].float() * norm.weight.float()
+        bounds = weight.shape[1] ** 0.5 * weight.norm(dim=1)
+        if self.qkv_proj.bias is not None:
+            bounds = bounds + self.qkv_proj.bias[-rows:].float().abs()
+        k, v = bounds.view(2, self.num_kv_heads, self.head_dim)
+        k = k.norm(dim=1)
+        if self.k_norm is not None:
+            k = (self.head_dim**0.5 * self.k_norm.float().abs().max()).expand_as(k)
+        smallest = torch.finfo(torch.float32).tiny  # of a head whose weights are all zero
+        self.kv_scales.copy_(scales_for(torch.stack([k, v.amax(dim=1)]).clamp(min=smallest)))
 
     def forward(
         self,

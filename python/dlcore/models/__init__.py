@@ -35,6 +35,10 @@ class CausalLM(Protocol):
         """Checkpoint tensor name -> the parameter (or the rows of one) it fills."""
         ...
 
+    def weights_loaded(self) -> None:
+        """Called once when weight_map's tensors are filled, before the first step."""
+        ...
+
     def ignored_weights(self) -> frozenset[str]:
         """Names a checkpoint may hold without need."""
         ...

@@ -188,13 +188,15 @@ class Qwen3ForCausalLM(nn.Module):
         return E4M3 if self.uses_fp8_kv_cache else self.embed_tokens.dtype
 
     def use_fp8_kv_cache(self) -> None:
-        """Keys and values become E4M3 with scale 1: k is normed per head, v small, and both far
-        from E4M3's largest number."""
+        """Keys and values become E4M3, with a scale per layer and KV head."""
         self.uses_fp8_kv_cache = True
         for layer in self.layers:
+            cast(Qwen3DecoderLayer, layer).attn.keep_kv_as_e4m3()
+
+    def weights_loaded(self) -> None:
+        for layer in self.layers:
             assert isinstance(layer, Qwen3DecoderLayer)
-            shape = (2, self.config.num_key_value_heads)
-            layer.attn.kv_scales = torch.ones(shape, device=self.embed_tokens.device)
+            layer.attn.fit_kv_scales(layer.input_norm)
 
 
 def _layer_weights(prefix: str, layer: Qwen3DecoderLayer, config: Qwen3Config) -> dict[str, Tensor]:

@@ -8,14 +8,17 @@ from model.random_steps import make_step, naive_attention
 from model.test_attention import random_lengths
 from tiny_checkpoints import TinyCheckpoint, tiny_checkpoint
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dlcore.attention import choose_attention, torch_attention
 from dlcore.config import ConfigError, EngineConfig
+from dlcore.layers.attention import GqaAttention
+from dlcore.layers.norm import RMSNorm
 from dlcore.llm import LLM
 from dlcore.model_folder import read_model_config
 from dlcore.models import build_model
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
-from dlcore.quant.fp8 import E4M3, dequantize, quantize
+from dlcore.quant.fp8 import E4M3, E4M3_MAX, dequantize, quantize
 from dlcore.sampling_params import SamplingParams
 
 
@@ -56,6 +59,68 @@ def test_the_write_stores_what_the_plain_cache_would_hold_rounded() -> None:
     assert torch.equal(q, qk_norm_rope_kv_write(*arguments, stored, scales))
     expected = quantize(plain, scales[:, :, None, None])
     assert torch.equal(stored[:3].view(torch.uint8), expected[:3].view(torch.uint8))
+
+
+def _attention(seed: int, *, qk_norm: bool, bias: bool) -> tuple[GqaAttention, RMSNorm]:
+    """Weights whose heads differ in size by orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    attention = GqaAttention(
+        hidden_size=48,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        norm_eps=1e-6,
+        qk_norm=qk_norm,
+        bias=bias,
+        backend=torch_attention.paged_attention,
+    )
+    norm = RMSNorm(48, 1e-6)
+    for parameter in (*attention.parameters(), norm.weight):
+        size = torch.exp(4 * torch.randn(parameter.shape[0], generator=generator))
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(drawn * size.view(-1, *[1] * (parameter.dim() - 1)))
+    attention.keep_kv_as_e4m3()
+    attention.fit_kv_scales(norm)
+    return attention, norm
+
+
+def _largest_inputs(attention: GqaAttention, norm: RMSNorm) -> Tensor:
+    """[T, hidden]: normed inputs that drive each row of the projection as far as any can."""
+    rows = attention.qkv_proj.weight * norm.weight
+    signs = torch.ones(len(rows))
+    if attention.qkv_proj.bias is not None:
+        signs = attention.qkv_proj.bias.sign()
+    worst = rows * (48**0.5 * signs / rows.norm(dim=1))[:, None]
+    return torch.cat([worst, torch.randn(500, 48)]) * norm.weight
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_scales_let_nothing_saturate_and_waste_no_range(
+    seed: int, qk_norm: bool, bias: bool
+) -> None:
+    attention, norm = _attention(seed, qk_norm=qk_norm, bias=bias)
+    x = _largest_inputs(attention, norm)
+    qkv = functional.linear(x, attention.qkv_proj.weight, attention.qkv_proj.bias)
+    tokens = len(x)
+    cache = torch.zeros(-(-tokens // 16) + 1, 2, 2, 16, 16)
+    angles = torch.randn(tokens, 8)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
+    steps = torch.arange(tokens).int()
+    weights = (attention.q_norm, attention.k_norm, 1e-6, cos_sin)
+    qk_norm_rope_kv_write(qkv, *weights, steps, steps, cache)
+    assert attention.kv_scales is not None
+    stored = cache.abs().amax(dim=(0, 3, 4)) / attention.kv_scales
+    assert (stored <= E4M3_MAX * (1 + 1e-5)).all()
+    assert (stored[1] > E4M3_MAX / 2 * (1 - 1e-5)).all()
+
+
+def test_a_cache_kept_plain_has_no_scales() -> None:
+    attention, norm = _attention(0, qk_norm=True, bias=False)
+    attention.kv_scales = None
+    attention.fit_kv_scales(norm)
+    assert attention.kv_scales is None
 
 
 def test_an_unknown_format_is_one_clear_error() -> None:
