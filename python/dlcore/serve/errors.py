@@ -49,6 +49,14 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """The same error of an API that has other names for its fields."""
+        name = names.get(self.param or "")
+        if name is not None and self.param is not None:
+            self.message = self.message.replace(self.param, name, 1)
+            self.param = name
+        return self
+
     def openai(self) -> dict[str, Any]:
         detail = {"message": self.message, "type": self.kind, "param": self.param}
         return {"error": {**detail, "code": self.code}}

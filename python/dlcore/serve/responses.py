@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -10,16 +11,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dlcore.serve.chat_job import chat_call
+from dlcore.sampling_params import ParameterError
+from dlcore.serve.chat_job import ChatCall, chat_call
 from dlcore.serve.context import ServerContext
 from dlcore.serve.endpoint import json_body, json_response, stream_response
-from dlcore.serve.errors import bad_request, to_api_error
+from dlcore.serve.errors import ApiError, bad_request, to_api_error
 from dlcore.serve.generation import Generation, run_to_end
 from dlcore.serve.logprobs import TokenTexts
 from dlcore.serve.record import new_id, record_of
 from dlcore.serve.response_homes import PassedOn
 from dlcore.serve.responses_items import as_message
-from dlcore.serve.responses_request import input_messages, to_chat_request
+from dlcore.serve.responses_request import FIELDS_OF_CHAT, input_messages, to_chat_request
 from dlcore.serve.responses_run import ResponseRun
 from dlcore.serve.responses_store import ResponseStore
 from dlcore.serve.schemas.chat import Message
@@ -43,7 +45,7 @@ class ResponsesEndpoint:
         if home := self._elsewhere(body.previous_response_id):
             return PassedOn(home, request, msgspec.json.encode(body))
         history = self._history(body, record.key_name)
-        call = await chat_call(ctx, to_chat_request(body, history))
+        call = await self._call(body, history)
         generation = Generation(ctx.engine, ctx.metrics, record, [call.job])
         texts, response_id = TokenTexts(ctx.engine.tokenizer), self._new_id()
         run = ResponseRun(body, call, generation, texts, record.model, response_id)
@@ -62,6 +64,13 @@ class ResponsesEndpoint:
             run.fail(to_api_error(exc))
             raise
         return json_response(run.render())
+
+    async def _call(self, body: ResponsesRequest, history: Sequence[Message]) -> ChatCall:
+        """Raises ApiError, which names this API's fields."""
+        try:
+            return await chat_call(self._ctx, to_chat_request(body, history))
+        except (ApiError, ParameterError) as exc:
+            raise to_api_error(exc).renamed(FIELDS_OF_CHAT) from None
 
     async def retrieve(self, request: Request) -> Response:
         if request.query_params.get("stream") == "true":

@@ -27,6 +27,14 @@ from dlcore.serve.schemas.responses import (
 
 WITH_LOGPROBS = "message.output_text.logprobs"
 
+# What a chat request's fields are called here.
+FIELDS_OF_CHAT = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
 
 def to_chat_request(request: ResponsesRequest, history: Sequence[Message]) -> ChatRequest:
     """`history`: the conversation `previous_response_id` stands for. Raises ApiError 400."""

@@ -179,6 +179,8 @@ def test_the_store_is_bounded_and_private() -> None:
         ({"input": "x", "background": True, "stream": True}, "stream"),
         ({"input": "x", "background": True, "store": False}, "store"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": "x", "max_output_tokens": 10**6}, "max_output_tokens"),
+        ({"input": "x" * 5000}, "input"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(http: httpx.Client, body: dict[str, object], param: str) -> None:
