@@ -198,10 +198,10 @@ async def watch(system: LocalSystem, figures: Figures, lives: Lives, metrics: No
             figures.problem(f"the router died: {system.router.last_words()[-300:]}")
             return
         system.restart_dead()
-        lives.sample([system.router, *system.nodes])
+        lives.sample(system.router)
         turn += 1
         if turn % 4 == 0:
-            await metrics.note_pulls(lives)
+            await metrics.note(lives)
 
 
 async def keep_asking(
@@ -259,7 +259,7 @@ async def chaos(system: LocalSystem, args: argparse.Namespace) -> Figures:
         figures.blocks_back_s, figures.blocks_not_back = await metrics.seconds_until_returned(
             limit_s
         )
-        await metrics.note_pulls(lives)
+        await metrics.note(lives)
         figures.note_lives(lives)
         figures.longest_pause_s = round(max(c.longest_pause_s for c in clients), 2)
         figures.failovers = await failovers(session, url)

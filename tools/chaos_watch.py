@@ -15,6 +15,8 @@ from dlcore.control.local_system import LocalSystem
 
 ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 METRIC = "dlcore:"
+# Of the bundled model on a CPU: 16 tokens, 8 layers, keys and values, 2 heads of 64 float32.
+KV_BLOCK_KIB = 128
 # A process is compared with itself only once it has lived long enough to have filled its caches.
 LONG_LIFE_S = 60.0
 
@@ -34,7 +36,8 @@ class Life:
 
     name: str
     began: float = field(default_factory=time.monotonic)
-    kib: list[int] = field(default_factory=list)
+    kib: list[int] = field(default_factory=list)  # but for KV blocks
+    blocks_written: int = 0  # ever: their memory is the system's until the first time
     pulls: int = 0
     failed_pulls: int = 0
 
@@ -55,13 +58,11 @@ class Lives:
     def of(self, child: Child) -> Life:
         return self._lives.setdefault(child.pid, Life(child.name))
 
-    def sample(self, children: list[Child]) -> None:
-        for child in children:
-            life = self.of(child)
-            size = resident_kib(child.pid)
-            if size:
-                life.kib.append(size)
-                self._seconds[child.pid] = time.monotonic() - life.began
+    def sample(self, child: Child) -> None:
+        life, size = self.of(child), resident_kib(child.pid)
+        if size:
+            life.kib.append(size - life.blocks_written * KV_BLOCK_KIB)
+            self._seconds[child.pid] = time.monotonic() - life.began
 
     def long_lives(self, prefix: str, seconds: float = LONG_LIFE_S) -> list[Life]:
         lives = self._lives.items()
@@ -102,14 +103,20 @@ class NodeMetrics:
         pairs = (line.rpartition(" ") for line in lines)
         return {name.partition("{")[0][len(METRIC) :]: float(value) for name, _, value in pairs}
 
-    async def note_pulls(self, lives: Lives) -> None:
+    async def note(self, lives: Lives) -> None:
         """Counts start anew with each process, so they are noted while it lives."""
         for node in self._system.nodes:
             if not node.alive:
                 continue
             life, found = lives.of(node), await self.read(node)
+            if not found:
+                continue
             life.pulls = max(life.pulls, int(found.get("kv_pulls_total", 0)))
             life.failed_pulls = max(life.failed_pulls, int(found.get("kv_pull_failures_total", 0)))
+            # The pool hands out the block that was freed last: others stay as they were.
+            in_use = int(found["kv_cache_total_blocks"] - found["kv_cache_free_blocks"])
+            life.blocks_written = max(life.blocks_written, in_use)
+            lives.sample(node)
 
     async def unreturned(self) -> list[str]:
         """The nodes that hold blocks though nobody asks them anything, and what they hold."""
