@@ -21,7 +21,8 @@ std::vector<std::string> Offered(const KvTransferOptions& options) {
   std::vector<std::string> names;
   for (const TransportFactory* factory : Transports()) {
     const bool reaches_pool = !factory->device_memory || options.cuda_device >= 0;
-    if (reaches_pool && factory->available().ok()) names.emplace_back(factory->name);
+    const bool offered = reaches_pool && !factory->on_request;
+    if (offered && factory->available().ok()) names.emplace_back(factory->name);
   }
   return names;
 }

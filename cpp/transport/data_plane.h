@@ -12,9 +12,9 @@
 
 // What a transport adds to the common protocol: how payload travels once the
 // lease has been checked. The reader offers a window of slots it owns; the
-// owner's side puts each answer into one slot (or into the reply itself). A
-// reader never holds a right to the owner's memory, so it can read nothing the
-// lease check did not pass.
+// owner's side puts each answer into one slot, into the reply itself, or where
+// the reader fetches it into the slot. A reader never holds a right to the
+// owner's pool, so it can read nothing the lease check did not pass.
 namespace dlcore {
 
 // The owner's half, one per connection. Thread safety: the server's thread.
@@ -45,6 +45,15 @@ class ReaderPlane {
   virtual Status Accept(const Blob& answer) = 0;
   [[nodiscard]] virtual uint32_t num_slots() const = 0;
   [[nodiscard]] virtual uint64_t slot_bytes() const = 0;
+  // Starts to bring `bytes` of an answer, not empty, into `slot`, where the owner has not
+  // put them there. `wake` may be called from any thread once that has ended, and not
+  // after this plane is gone.
+  virtual Status BeginFetch(uint32_t, uint64_t, std::function<void()>) { return Status::Ok(); }
+  // Whether the slot's answer is here. A failure ends the connection.
+  virtual Status PollFetch(uint32_t, bool* done) {
+    *done = true;
+    return Status::Ok();
+  }
   // Copies an answer to its destinations; done when it returns. InvalidArgument
   // when `inline_payload` is not what the destinations need.
   virtual Status Scatter(uint32_t slot, std::span<const std::byte> inline_payload,

@@ -115,6 +115,7 @@ void LeaseClient::Step() {
   Wait(static_cast<short>(POLLIN | (wants_write ? POLLOUT : 0)), NextDeadline());
   if (socket_ == nullptr) return;
   Status s = HandleInput();
+  if (s.ok()) s = AdvanceFetches();
   if (s.ok()) s = CheckStalled();
   if (!s.ok()) Disconnect(s);
 }
@@ -300,16 +301,17 @@ Status LeaseClient::HandleInput() {
 
 Status LeaseClient::HandleReply(const Frame& frame) {
   const auto it = pieces_.find(frame.request);
-  if (it == pieces_.end()) return Status::InvalidArgument("peer answered what was not asked");
-  const Piece piece = std::move(it->second);
-  pieces_.erase(it);
-  const bool asked_read = !piece.destinations.empty();
+  if (it == pieces_.end() || it->second.fetching) {
+    return Status::InvalidArgument("peer answered what was not asked");
+  }
+  const bool asked_read = !it->second.destinations.empty();
   if (asked_read != (frame.type == FrameType::kReadReply)) {
     return Status::InvalidArgument("peer sent the wrong kind of answer");
   }
-  if (!asked_read) return HandleLeaseInfo(frame, piece.operation);
-  free_slots_.push_back(piece.slot);
-  return HandleReadReply(frame, piece);
+  if (asked_read) return HandleReadReply(frame, it);
+  Operation* operation = it->second.operation;
+  pieces_.erase(it);
+  return HandleLeaseInfo(frame, operation);
 }
 
 Status LeaseClient::HandleLeaseInfo(const Frame& frame, Operation* operation) {
@@ -320,27 +322,61 @@ Status LeaseClient::HandleLeaseInfo(const Frame& frame, Operation* operation) {
   return Status::Ok();
 }
 
-Status LeaseClient::HandleReadReply(const Frame& frame, const Piece& piece) {
-  Operation* operation = piece.operation;
-  if (operation == nullptr) return Status::Ok();  // ended before its answer came
+Status LeaseClient::HandleReadReply(const Frame& frame, Pieces::iterator it) {
   ReadReplyMessage message;
-  if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed read reply");
-  Status status = message.status;
-  if (status.ok()) status = plane_->Scatter(piece.slot, message.payload, piece.destinations);
+  bool here = true;
+  if (it->second.operation != nullptr) {  // not ended before its answer came
+    if (!Decode(frame.body, &message)) return Status::InvalidArgument("malformed read reply");
+    if (message.status.ok() && message.payload.empty()) {
+      if (Status s = Fetch(&it->second, &here); !s.ok()) return s;
+    }
+  }
+  if (here) EndPiece(it, message.status, message.payload);
+  return Status::Ok();
+}
+
+Status LeaseClient::Fetch(Piece* piece, bool* done) {
+  const uint64_t bytes = TotalBytes(piece->destinations);
+  if (Status s = plane_->BeginFetch(piece->slot, bytes, [this] { wake_.Signal(); }); !s.ok()) {
+    return s;
+  }
+  const Status s = plane_->PollFetch(piece->slot, done);
+  piece->fetching = !*done;
+  return s;
+}
+
+Status LeaseClient::AdvanceFetches() {
+  for (auto it = pieces_.begin(); it != pieces_.end();) {
+    const auto piece = it++;
+    if (!piece->second.fetching) continue;
+    bool done = false;
+    if (Status s = plane_->PollFetch(piece->second.slot, &done); !s.ok()) return s;
+    if (done) EndPiece(piece, Status::Ok(), {});
+  }
+  return Status::Ok();
+}
+
+void LeaseClient::EndPiece(Pieces::iterator it, Status status,
+                           std::span<const std::byte> payload) {
+  const Piece piece = std::move(it->second);
+  pieces_.erase(it);
+  free_slots_.push_back(piece.slot);
+  Operation* operation = piece.operation;
+  if (operation == nullptr) return;
+  if (status.ok()) status = plane_->Scatter(piece.slot, payload, piece.destinations);
   --operation->in_flight;
   if (!status.ok()) {
     End(operation, status);
   } else if (operation->all_sent() && operation->in_flight == 0) {
     End(operation, Status::Ok());
   }
-  return Status::Ok();
 }
 
 void LeaseClient::End(Operation* operation, Status status, LeaseInfo info) {
   for (auto& [request, piece] : pieces_) {
     if (piece.operation != operation) continue;
     piece.operation = nullptr;
-    if (socket_ != nullptr) socket_->Queue(FrameType::kCancel, request, {});
+    if (socket_ != nullptr && !piece.fetching) socket_->Queue(FrameType::kCancel, request, {});
   }
   const auto kind =
       operation->is_read ? TransportEvent::Kind::kReadDone : TransportEvent::Kind::kLeaseOpened;

@@ -66,7 +66,9 @@ class LeaseClient final : public TransportClient {
     uint32_t slot = 0;
     std::vector<MemoryRange> destinations;
     TimePoint deadline;
+    bool fetching = false;  // answered; its bytes are on their way to the slot
   };
+  using Pieces = std::map<uint64_t, Piece>;  // by request
   struct CancelCommand {
     uint64_t tag;
   };
@@ -94,7 +96,12 @@ class LeaseClient final : public TransportClient {
   Status HandleInput();
   Status HandleReply(const Frame& frame);
   Status HandleLeaseInfo(const Frame& frame, Operation* operation);
-  Status HandleReadReply(const Frame& frame, const Piece& piece);
+  Status HandleReadReply(const Frame& frame, Pieces::iterator it);
+  // Starts to fetch an answer; `done` when there is nothing to wait for.
+  Status Fetch(Piece* piece, bool* done);
+  Status AdvanceFetches();
+  // Frees the slot and brings the answer, or why there is none, to its operation.
+  void EndPiece(Pieces::iterator it, Status status, std::span<const std::byte> payload);
   // Abandons what `operation` has on the wire and reports its event.
   void End(Operation* operation, Status status, LeaseInfo info = {});
   void ExpireOperations();
@@ -116,7 +123,7 @@ class LeaseClient final : public TransportClient {
   std::unique_ptr<ReaderPlane> plane_;
   std::unique_ptr<FrameSocket> socket_;
   std::vector<uint32_t> free_slots_;
-  std::map<uint64_t, Piece> pieces_;  // by request
+  Pieces pieces_;
   uint64_t next_request_ = 1;
 
   std::atomic<bool> stopping_{false};

@@ -23,24 +23,6 @@ constexpr uint64_t kSlotBytes = 4 << 20;
 constexpr uint32_t kMaxSlots = 64;                // what an owner accepts
 constexpr std::chrono::seconds kWriteTimeout{5};  // above what the device itself retries
 
-void PutAddress(const QueuePairAddress& address, WireWriter* w) {
-  w->Put(address.qp_num);
-  w->Put(address.psn);
-  w->Put(address.lid);
-  w->Put(address.mtu);
-  w->PutBytes(std::as_bytes(std::span(address.gid)));
-}
-
-QueuePairAddress GetAddress(WireReader* r) {
-  QueuePairAddress address;
-  address.qp_num = r->Get<uint32_t>();
-  address.psn = r->Get<uint32_t>();
-  address.lid = r->Get<uint16_t>();
-  address.mtu = r->Get<uint8_t>();
-  r->GetArray(&address.gid);
-  return address;
-}
-
 class RdmaOwnerPlane final : public OwnerPlane {
  public:
   RdmaOwnerPlane(PoolMemory* memory, std::string device)

@@ -26,6 +26,7 @@ std::span<const TransportFactory* const> Transports() {
       &ShmTransport(),
 #ifdef DLCORE_RDMA
       &RdmaTransport(),
+      &DlslimeTransport(),
 #endif
       &TcpTransport(),
   };

@@ -16,6 +16,7 @@ struct TransportFactory {
   std::string_view name;
   bool same_host = false;      // reaches only processes of this host
   bool device_memory = false;  // both pools must be GPU memory
+  bool on_request = false;     // offered only by a node that was told to use it
   // OK, or why it cannot work on this machine.
   Status (*available)();
   Status (*new_server)(const TransportServerOptions& options,
@@ -52,6 +53,7 @@ const TransportFactory& ShmTransport();
 const TransportFactory& TcpTransport();
 #ifdef DLCORE_RDMA
 const TransportFactory& RdmaTransport();
+const TransportFactory& DlslimeTransport();
 #endif
 
 }  // namespace dlcore

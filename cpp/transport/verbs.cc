@@ -9,6 +9,8 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include "transport/wire.h"
+
 namespace dlcore {
 namespace {
 
@@ -71,8 +73,15 @@ Status LoadVerbs(const VerbsLibrary** out) {
 }
 
 Status CheckVerbsDevice(const std::string& device) {
+  std::string name;
+  return FindVerbsDevice(device, &name);
+}
+
+Status FindVerbsDevice(const std::string& device, std::string* name) {
   std::unique_ptr<VerbsEndpoint> endpoint;
-  return VerbsEndpoint::Create(device, 4096, 0, &endpoint);
+  if (Status s = VerbsEndpoint::Create(device, 4096, 0, &endpoint); !s.ok()) return s;
+  *name = endpoint->device();
+  return Status::Ok();
 }
 
 Status VerbsEndpoint::Create(const std::string& device, size_t bytes, int access,
@@ -123,7 +132,7 @@ Status VerbsEndpoint::TryDevice(ibv_device* device) {
 void VerbsEndpoint::FindGid() {
   const std::string name = verbs_->GetDeviceName(context_->device);
   int best = -1;
-  for (int i = 0; i < port_.gid_tbl_len; ++i) {
+  for (int i = 0; i < port_.gid_tbl_len && best < 2; ++i) {
     ibv_gid gid{};
     if (verbs_->QueryGid(context_, kPort, i, &gid) != 0) continue;
     // Routable RoCE v2 first, then any IPv4 address, then whatever is first.

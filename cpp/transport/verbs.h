@@ -7,7 +7,7 @@
 #include <infiniband/verbs.h>
 
 #include "dlcore/status.h"
-#include "transport/wire.h"
+#include "transport/queue_pair_address.h"
 
 // libibverbs, loaded at run time: machines without RDMA need nothing installed.
 // Built only where its header is found.
@@ -37,15 +37,6 @@ struct VerbsLibrary {
 // Unavailable where libibverbs.so.1 is missing. Thread safety: any thread.
 Status LoadVerbs(const VerbsLibrary** out);
 
-// What one side must know of the other's queue pair.
-struct QueuePairAddress {
-  uint32_t qp_num = 0;
-  uint32_t psn = 0;
-  uint16_t lid = 0;
-  uint8_t mtu = 0;  // ibv_mtu
-  std::array<uint8_t, 16> gid{};
-};
-
 // A reliable connected queue pair with memory of its own, on one device.
 // Destroying it ends every access to that memory, whichever side began it.
 // Thread safety: one thread.
@@ -69,6 +60,7 @@ class VerbsEndpoint {
 
   [[nodiscard]] std::byte* memory() const { return memory_.get(); }
   [[nodiscard]] uint32_t rkey() const { return mr_->rkey; }
+  [[nodiscard]] std::string device() const { return verbs_->GetDeviceName(context_->device); }
 
  private:
   explicit VerbsEndpoint(const VerbsLibrary* verbs) : verbs_(verbs) {}
@@ -98,5 +90,7 @@ class VerbsEndpoint {
 
 // OK when some device has an active port.
 Status CheckVerbsDevice(const std::string& device);
+// The name of `device`, or of the first with an active port where it is empty.
+Status FindVerbsDevice(const std::string& device, std::string* name);
 
 }  // namespace dlcore

@@ -189,7 +189,9 @@ class Initrd:
         target.write_bytes(self._data)
 
 
-def build_initrd(root: Path, binary: Path, arguments: str, target: Path) -> None:
+def build_initrd(
+    root: Path, binary: Path, plugins: list[Path], arguments: str, target: Path
+) -> None:
     initrd = Initrd()
     for name in ("proc", "sys", "dev", "tmp", "etc"):
         initrd.directory(name)
@@ -210,10 +212,12 @@ def build_initrd(root: Path, binary: Path, arguments: str, target: Path) -> None
     provider = next((root / LIB_DIR / "libibverbs").glob("librxe-rdmav*.so"))
     for name, path in tools.items():
         initrd.file(name, path.read_bytes())
-    dynamic = [tools["sbin/ip"], tools["sbin/rdma"], binary, verbs, provider]
+    dynamic = [tools["sbin/ip"], tools["sbin/rdma"], binary, verbs, provider, *plugins]
     for library in sorted(shared_libraries(root, dynamic)):
         is_loader = library.name.startswith("ld-linux")
         initrd.file(("lib64/" if is_loader else f"{LIB_DIR}/") + library.name, library.read_bytes())
+    for plugin in plugins:
+        initrd.file(f"{LIB_DIR}/{plugin.name}", plugin.read_bytes())
     initrd.file(f"{LIB_DIR}/libibverbs.so.1", verbs.read_bytes())
     initrd.file(f"{LIB_DIR}/libibverbs/{provider.name}", provider.read_bytes())
     initrd.file("etc/libibverbs.d/rxe.driver", b"driver rxe\n", 0o644)
@@ -245,15 +249,17 @@ def run_tests(arguments: argparse.Namespace) -> int:
     for tool in ("qemu-system-x86_64", "apt-get", "dpkg-deb", "ldd"):
         if shutil.which(tool) is None:
             raise SkipError(f"{tool} is not installed")
-    if not arguments.binary.exists():
-        raise SkipError(f"{arguments.binary} is not built")
+    for path in (arguments.binary, *arguments.plugin):
+        if not path.exists():
+            raise SkipError(f"{path} is not built")
     arguments.cache.mkdir(parents=True, exist_ok=True)
     root = unpack_packages(arguments.cache)
     kernel = extract_vmlinux(root, arguments.cache)
     initrd = arguments.cache / f"initrd-{os.getpid()}"
     log = arguments.cache / f"serial-{os.getpid()}.log"
     try:
-        build_initrd(root, arguments.binary, f"--gtest_filter={arguments.filter}", initrd)
+        filter_ = f"--gtest_filter={arguments.filter}"
+        build_initrd(root, arguments.binary, arguments.plugin, filter_, initrd)
         output = boot(kernel, initrd, log, arguments.timeout)
     finally:
         initrd.unlink(missing_ok=True)
@@ -267,7 +273,12 @@ def run_tests(arguments: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", type=Path, help="transport_tests, not a sanitizer build")
-    parser.add_argument("--filter", default="*/rdma:Verbs.*", help="which tests run (gtest filter)")
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], help="a library the tests dlopen"
+    )
+    parser.add_argument(
+        "--filter", default="*/rdma:*/dlslime:Verbs.*:Dlslime*", help="which tests run (gtest)"
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/dlcore/rdma-vm")
     parser.add_argument("--timeout", type=int, default=900, help="seconds for the whole VM")
     parser.add_argument("--require", action="store_true", help="a skip is a failure")
