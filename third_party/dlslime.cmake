@@ -2,7 +2,9 @@
 # Without it, or without the headers its own headers need (libibverbs, libnuma), the
 # transport is left out. Its CMake package names include folders that its headers do not
 # fit, so the library is described here.
-set(DLCORE_DLSLIME_RELEASE 0.1.23)  # the one pinned in pyproject.toml; it promises no stable ABI
+file(STRINGS "${PROJECT_SOURCE_DIR}/pyproject.toml" pin REGEX "^dlslime = ")
+string(REGEX MATCH "==([0-9.]+)" pin "${pin}")
+set(DLCORE_DLSLIME_RELEASE "${CMAKE_MATCH_1}")
 option(DLCORE_DLSLIME "Build the dlslime transport where the wheel is found" ON)
 set(DLCORE_DLSLIME_FOUND OFF)
 if(NOT DLCORE_DLSLIME)

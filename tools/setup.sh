@@ -10,7 +10,7 @@ dev=0
 
 apt_packages=(g++ curl ca-certificates python3 python3-dev python3-venv)
 if [ "$dev" = 1 ]; then
-  apt_packages+=(ninja-build libgtest-dev libgmock-dev libbenchmark-dev libibverbs-dev qemu-system-x86 clang-format clang-tidy git chromium redis-server)
+  apt_packages+=(ninja-build libgtest-dev libgmock-dev libbenchmark-dev libibverbs-dev libnuma-dev qemu-system-x86 clang-format clang-tidy git chromium redis-server)
 fi
 
 missing=()
@@ -35,7 +35,9 @@ echo "== installing PyTorch"
 echo "== building and installing dlcore"
 "${pip[@]}" nanobind scikit-build-core cmake ninja numpy
 if [ "$dev" = 1 ]; then
-  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,grammar,otel]"
+  # The dlslime transport is built where the wheel already is.
+  "${pip[@]}" "$(sed -n 's/^dlslime = \["\(.*\)"\].*/\1/p' pyproject.toml)"
+  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,dlslime,grammar,otel]"
 else
   "${pip[@]}" --no-build-isolation .
 fi

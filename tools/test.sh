@@ -42,9 +42,10 @@ stage_tsan() {
   ctest --test-dir build/cpu-tsan --output-on-failure -j "$jobs"
 }
 
-# RDMA verbs for real, on Soft-RoCE in QEMU. Uses the binary that stage cpp built.
+# RDMA for real, through verbs and through dlslime, on Soft-RoCE in QEMU. Uses what stage cpp built.
 stage_rdma() {
-  python tests/rdma/run_in_vm.py build/cpu-release/tests/cpp/transport_tests --require
+  python tests/rdma/run_in_vm.py build/cpu-release/tests/cpp/transport_tests \
+    --plugin build/cpu-release/libdlcore_dlslime.so --require
 }
 
 stage_kernels() {

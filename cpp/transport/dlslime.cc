@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "transport/dlslime_library.h"
 #include "transport/lease_client.h"
 #include "transport/lease_server.h"
+#include "transport/pool_memory.h"
 #include "transport/registry.h"
 #include "transport/verbs.h"
 #include "transport/wire_codec.h"
@@ -58,6 +60,7 @@ class DlslimeOwnerPlane final : public OwnerPlane {
     if (Status s = scout.Enter(name_); !s.ok()) return s;
     if (Status s = device_->NewEndpoint(num_slots_ * kSlotBytes, 0, &endpoint_); !s.ok()) return s;
     if (Status s = scout.Reach(peer); !s.ok()) return s;
+    pin_.emplace(memory_, std::span(endpoint_->memory(), num_slots_ * kSlotBytes));
     // The owner reads nothing of the reader's.
     if (Status s = endpoint_->Connect(peer, {}); !s.ok()) return s;
     WireWriter w;
@@ -82,6 +85,7 @@ class DlslimeOwnerPlane final : public OwnerPlane {
   const std::string name_;
   const std::shared_ptr<DlslimeDevice> device_;
   std::unique_ptr<DlslimeEndpoint> endpoint_;
+  std::optional<HostPin> pin_;  // of the endpoint's memory, so it goes first
   uint32_t num_slots_ = 0;
 };
 
@@ -93,6 +97,7 @@ class DlslimeReaderPlane final : public ReaderPlane {
   Status Offer(Blob* offer, int*) override {
     if (Status s = scout_.Enter(name_); !s.ok()) return s;
     if (Status s = device_->NewEndpoint(kSlots * kSlotBytes, kSlots, &endpoint_); !s.ok()) return s;
+    pin_.emplace(memory_, std::span(endpoint_->memory(), kSlots * kSlotBytes));
     WireWriter w;
     PutAddress(endpoint_->address(), &w);
     w.Put(kSlots);
@@ -126,6 +131,7 @@ class DlslimeReaderPlane final : public ReaderPlane {
   const std::shared_ptr<DlslimeDevice> device_;
   Scout scout_;
   std::unique_ptr<DlslimeEndpoint> endpoint_;
+  std::optional<HostPin> pin_;  // of the endpoint's memory, so it goes first
 };
 
 // The device is `name`, or the first with an active port.

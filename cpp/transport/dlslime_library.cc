@@ -11,7 +11,7 @@ Status Load(const DlslimePlugin** out) {
     const char* reason = dlerror();
     return Status::Unavailable(
         std::string("dlslime: ") + (reason != nullptr ? reason : "cannot be loaded") +
-        " (pip install 'dlcore[rdma]', and build dlcore where it is installed)");
+        " (build dlcore where the wheel is: pip install 'dlcore[dlslime]', libnuma-dev)");
   }
   const auto* plugin = static_cast<const DlslimePlugin*>(dlsym(handle, "dlcore_dlslime_plugin"));
   if (plugin == nullptr || plugin->version != kDlslimePluginVersion) {

@@ -356,8 +356,7 @@ Status LeaseClient::AdvanceFetches() {
   return Status::Ok();
 }
 
-void LeaseClient::EndPiece(Pieces::iterator it, Status status,
-                           std::span<const std::byte> payload) {
+void LeaseClient::EndPiece(Pieces::iterator it, Status status, std::span<const std::byte> payload) {
   const Piece piece = std::move(it->second);
   pieces_.erase(it);
   free_slots_.push_back(piece.slot);

@@ -22,11 +22,9 @@ Status Suits(const TransportFactory& factory, std::string_view endpoint, bool po
 
 std::span<const TransportFactory* const> Transports() {
   static const std::array kTransports = {
-      &CudaIpcTransport(),
-      &ShmTransport(),
+      &CudaIpcTransport(), &ShmTransport(),
 #ifdef DLCORE_RDMA
-      &RdmaTransport(),
-      &DlslimeTransport(),
+      &RdmaTransport(),    &DlslimeTransport(),
 #endif
       &TcpTransport(),
   };
@@ -42,6 +40,14 @@ Status FindTransport(std::string_view name, const TransportFactory** out) {
     }
     names.append(names.empty() ? "" : ", ").append(factory->name);
   }
+#ifndef DLCORE_RDMA
+  if (name == "rdma" || name == "dlslime") {
+    return Status::InvalidArgument("transport '" + std::string(name) +
+                                   "' was left out of this build: install libibverbs-dev and build "
+                                   "dlcore again, or use one of " +
+                                   names);
+  }
+#endif
   return Status::InvalidArgument("transport '" + std::string(name) + "' does not exist; one of " +
                                  names);
 }

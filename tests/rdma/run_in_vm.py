@@ -265,7 +265,9 @@ def run_tests(arguments: argparse.Namespace) -> int:
         initrd.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
     print(output)
-    passed = re.search(r"RXE-VM-RC 0\b", output) and "[  PASSED  ] 0 tests" not in output
+    # The VM has what the tests need: one that was skipped found something broken.
+    empty = "[  PASSED  ] 0 tests" in output or "[  SKIPPED ]" in output
+    passed = re.search(r"RXE-VM-RC 0\b", output) and not empty
     print("PASS: transport tests over RDMA verbs" if passed else "FAIL: see the console above")
     return 0 if passed else 1
 

@@ -143,8 +143,7 @@ class Endpoint final : public DlslimeEndpoint {
     dlslime::json channel;
     channel.push_back(info.to_json());
     channel_->connect(channel);
-    remote_handle_ =
-        remote_->registerRemoteMemoryRegion(memory.address, memory.bytes, memory.rkey);
+    remote_handle_ = remote_->registerRemoteMemoryRegion(memory.address, memory.bytes, memory.rkey);
     return Status::Ok();
   } catch (const std::exception& error) {
     return Failed(error.what());
@@ -279,7 +278,7 @@ Status CheckLibrary() {
   if (dladdr(reinterpret_cast<const void*>(function), &where) == 0) return Failed("not loaded");
   if (HashOfFile(where.dli_fname) == DLCORE_DLSLIME_SHA256) return Status::Ok();
   return Failed(std::string(where.dli_fname) + " is not of dlslime " DLCORE_DLSLIME_RELEASE
-                ", which dlcore was built with");
+                                               ", which dlcore was built with");
 }
 
 }  // namespace

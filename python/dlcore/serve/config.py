@@ -71,7 +71,7 @@ class ServeConfig:
     drain_timeout: float = _opt(0.0, "Seconds running requests get after SIGTERM (0 = no limit).")
 
     role: str = _opt("hybrid", "hybrid, prefill or decode (docs/disaggregation.md).")
-    transport: str = _opt("auto", "How KV moves between nodes: auto, tcp, shm, rdma or cuda_ipc.")
+    transport: str = _opt("auto", "How KV moves: auto, cuda_ipc, shm, rdma, dlslime or tcp.")
     kv_host: str = _opt("127.0.0.1", "Address on which a prefill node serves KV.")
     kv_port: int = _opt(0, "Port on which a prefill node serves KV; 0 picks a free one.")
     kv_key_file: str | None = _opt(

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "tests/cpp/transport/transport_harness.h"
+#include "transport/frame_socket.h"
 #include "transport/socket.h"
 #include "transport/wire.h"
 
@@ -72,6 +73,22 @@ Blob HostileFrame(std::mt19937_64* engine) {
 }
 
 class Hostile : public testing::TestWithParam<std::string> {};
+
+// The next frame, of this type; false once the owner has closed.
+bool Await(FrameSocket* socket, FrameType type, Frame* out) {
+  socket->Allow({type});
+  const TimePoint deadline = In(kSlowMachine);
+  bool found = false;
+  while (!found && std::chrono::steady_clock::now() < deadline) {
+    if (!socket->Flush().ok()) return false;
+    const Status received = socket->Receive(64 * 1024);
+    if (!socket->Next(out, &found).ok()) return false;
+    if (!found && !received.ok()) return false;
+    if (!found) WaitForSocket(socket->fd(), POLLIN, -1, deadline);
+  }
+  EXPECT_TRUE(found) << "neither an answer nor the end";
+  return found;
+}
 
 TEST_P(Hostile, StrangersCannotHurtTheOwner) {
   Owner owner(GetParam());
@@ -156,6 +173,33 @@ TEST_P(Hostile, AuthenticatedReadersReadOnlyWhatIsLeased) {
   EXPECT_EQ(owner.pool.violations(), 0);
   Reader honest(owner.server->endpoint());
   EXPECT_TRUE(honest.Read(lease, 0, {RangeTo(2 * block, local.data(), block)}).ok());
+}
+
+// Holders of the key that offer nonsense where a window or a queue pair is due.
+TEST_P(Hostile, NonsenseOffersCannotHurtTheOwner) {
+  Owner owner(GetParam());
+  const LeaseRef lease = owner.Lease(Tables({2}, {}));
+  std::mt19937_64 engine(11);
+  for (int i = 0; i < 120; ++i) {
+    FrameSocket socket(RawConnect(owner.server->endpoint()), nullptr);
+    Frame frame;
+    ChallengeMessage challenge;
+    ASSERT_TRUE(Await(&socket, FrameType::kChallenge, &frame));
+    ASSERT_TRUE(Decode(frame.body, &challenge));
+    HelloMessage hello;
+    hello.blob = RandomBytes(&engine, i % 60);
+    if (hello.blob.size() >= 4 && i >= 60) {  // ends in a number of slots that may pass
+      std::fill(hello.blob.end() - 4, hello.blob.end(), std::byte{0});
+      *(hello.blob.end() - 4) = std::byte{1};
+    }
+    hello.nonce = RandomNonce();
+    hello.mac =
+        MakeProof(kKey, AuthRole::kReader, GetParam(), challenge.nonce, hello.nonce, hello.blob);
+    socket.Queue(FrameType::kHello, 0, Encode(hello));
+    (void)Await(&socket, FrameType::kWelcome, &frame);
+  }
+  Reader reader(owner.server->endpoint());
+  EXPECT_TRUE(reader.Open(lease).status.ok());
 }
 
 TEST(Backlog, AReaderWaitsUntilTheOwnerLetsItIn) {
