@@ -190,8 +190,18 @@ class Owner {
 // A node that reads, and waits for events.
 class Reader {
  public:
+  using NewClient =
+      std::function<Status(const TransportClientOptions&, std::unique_ptr<TransportClient>*)>;
+
   explicit Reader(const std::string& endpoint, std::string key = kKey,
-                  FrameFilter* filter = nullptr, milliseconds stall_timeout = milliseconds(2000)) {
+                  FrameFilter* filter = nullptr, milliseconds stall_timeout = milliseconds(2000))
+      : Reader(
+            [&](const TransportClientOptions& options, std::unique_ptr<TransportClient>* out) {
+              return NewTransportClient(endpoint, options, out);
+            },
+            std::move(key), filter, stall_timeout) {}
+  Reader(const NewClient& new_client, std::string key, FrameFilter* filter,
+         milliseconds stall_timeout) {
     TransportClientOptions options;
     options.key = std::move(key);
     options.memory = &MemoryOf(Side::kReader);
@@ -203,7 +213,7 @@ class Reader {
       signalled_ = true;
       changed_.notify_all();
     };
-    const Status s = NewTransportClient(endpoint, options, &client);
+    const Status s = new_client(options, &client);
     EXPECT_TRUE(s.ok()) << s.message();
   }
 
