@@ -37,6 +37,17 @@ TEST(Registry, UnknownNamesListWhatThereIs) {
   EXPECT_NE(s.message().find("tcp"), std::string::npos);
 }
 
+#ifndef DLCORE_RDMA
+TEST(Registry, NamesLeftOutOfTheBuildSayWhatToInstall) {
+  const TransportFactory* factory = nullptr;
+  for (const char* name : {"rdma", "dlslime"}) {
+    const Status s = FindTransport(name, &factory);
+    EXPECT_EQ(s.code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(s.message().find("libibverbs-dev"), std::string::npos) << s.message();
+  }
+}
+#endif
+
 TEST(Registry, MalformedEndpointsAreRefused) {
   TransportClientOptions options;
   std::unique_ptr<TransportClient> client;
