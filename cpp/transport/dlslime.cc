@@ -137,6 +137,7 @@ class DlslimeReaderPlane final : public ReaderPlane {
 // The device is `name`, or the first with an active port.
 Status OpenDevice(const std::string& name, std::string* found,
                   std::shared_ptr<DlslimeDevice>* out) {
+  if (Status s = CheckDlslimeBuilt(); !s.ok()) return s;
   if (Status s = FindVerbsDevice(name, found); !s.ok()) return s;
   const DlslimePlugin* plugin = nullptr;
   if (Status s = LoadDlslime(&plugin); !s.ok()) return s;
@@ -144,6 +145,7 @@ Status OpenDevice(const std::string& name, std::string* found,
 }
 
 Status Available() {
+  if (Status s = CheckDlslimeBuilt(); !s.ok()) return s;
   if (Status s = CheckVerbsDevice({}); !s.ok()) return s;
   const DlslimePlugin* plugin = nullptr;
   return LoadDlslime(&plugin);

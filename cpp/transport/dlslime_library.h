@@ -68,6 +68,9 @@ struct DlslimePlugin {
   Status (*open)(const std::string& device, std::shared_ptr<DlslimeDevice>* out) = nullptr;
 };
 
+// Whether dlcore was built where the wheel was; Unavailable says how to.
+Status CheckDlslimeBuilt();
+
 // Unavailable where the plugin was not built, or the installed dlslime is not the one
 // it was built with. Thread safety: any thread.
 Status LoadDlslime(const DlslimePlugin** out);

@@ -282,7 +282,7 @@ def main() -> int:
         "--filter", default="*/rdma:*/dlslime:Verbs.*:Dlslime*", help="which tests run (gtest)"
     )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/dlcore/rdma-vm")
-    parser.add_argument("--timeout", type=int, default=900, help="seconds for the whole VM")
+    parser.add_argument("--timeout", type=int, default=1800, help="seconds for the whole VM")
     parser.add_argument("--require", action="store_true", help="a skip is a failure")
     arguments = parser.parse_args()
     try:

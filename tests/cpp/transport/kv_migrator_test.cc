@@ -163,7 +163,7 @@ void RunWithFault(Filling filling, OneFault::Kind kind, int32_t target, bool at_
   OwnerGroup owners({.transport = transport,
                      .owner_filter = at_owner ? &fault : nullptr,
                      .ttl = milliseconds(1500)});
-  Decoder decoder(ModelLayout(8, 31, 1, 0), milliseconds(500), at_owner ? nullptr : &fault);
+  Decoder decoder(ModelLayout(8, 31, 1, 0), seconds(2), at_owner ? nullptr : &fault);
   const bool meanwhile = filling == Filling::kMeanwhile;
   const auto sources = owners.Lease(meanwhile ? 0 : kLayers);
   MigrationRequest request = decoder.Request(1, sources, 50, milliseconds(300));

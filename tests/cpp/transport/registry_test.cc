@@ -46,6 +46,13 @@ TEST(Registry, NamesLeftOutOfTheBuildSayWhatToInstall) {
     EXPECT_NE(s.message().find("libibverbs-dev"), std::string::npos) << s.message();
   }
 }
+#elif !defined(DLCORE_DLSLIME)
+TEST(Registry, ADlslimeLeftOutOfTheBuildSaysWhatToInstall) {
+  std::unique_ptr<TransportServer> server;
+  const Status s = NewTransportServer("dlslime", {}, &server);
+  EXPECT_EQ(s.code(), StatusCode::kUnavailable);
+  EXPECT_NE(s.message().find("build dlcore again"), std::string::npos) << s.message();
+}
 #endif
 
 TEST(Registry, MalformedEndpointsAreRefused) {
