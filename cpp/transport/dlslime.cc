@@ -4,10 +4,9 @@
 #include <string>
 #include <utility>
 
+#include "transport/any_host.h"
 #include "transport/data_plane.h"
 #include "transport/dlslime_library.h"
-#include "transport/lease_client.h"
-#include "transport/lease_server.h"
 #include "transport/pool_memory.h"
 #include "transport/registry.h"
 #include "transport/verbs.h"
@@ -152,40 +151,24 @@ Status Available() {
 }
 
 Status NewServer(const TransportServerOptions& options, std::unique_ptr<TransportServer>* out) {
-  if (Status s = ValidateServerOptions(options); !s.ok()) return s;
   std::string name;
   std::shared_ptr<DlslimeDevice> device;
   if (Status s = OpenDevice(options.device, &name, &device); !s.ok()) return s;
-  ServerSpec spec;
-  uint16_t port = 0;
-  if (Status s = ListenTcp(options.host, options.port, &spec.listener, &port); !s.ok()) return s;
-  spec.transport = kName;
-  spec.endpoint = "dlslime://" + FormatHostPort(options.host, port);
-  spec.new_plane = [memory = options.memory, name, device] {
+  OwnerPlaneFactory new_plane = [memory = options.memory, name, device] {
     return std::make_unique<DlslimeOwnerPlane>(memory, name, device);
   };
-  *out = std::make_unique<LeaseServer>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostServer(kName, std::move(new_plane), options, out);
 }
 
 Status NewClient(const std::string& endpoint, const TransportClientOptions& options,
                  std::unique_ptr<TransportClient>* out) {
-  std::string host;
-  uint16_t port = 0;
-  if (!ParseHostPort(std::string(EndpointAddress(endpoint)), &host, &port)) {
-    return Status::InvalidArgument("endpoint '" + endpoint + "' must be dlslime://HOST:PORT");
-  }
   std::string name;
   std::shared_ptr<DlslimeDevice> device;
   if (Status s = OpenDevice(options.device, &name, &device); !s.ok()) return s;
-  ClientSpec spec;
-  spec.transport = kName;
-  spec.connect = [host, port](UniqueFd* fd) { return StartConnectTcp(host, port, fd); };
-  spec.new_plane = [memory = options.memory, name, device] {
+  ReaderPlaneFactory new_plane = [memory = options.memory, name, device] {
     return std::make_unique<DlslimeReaderPlane>(memory, name, device);
   };
-  *out = std::make_unique<LeaseClient>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostClient(kName, endpoint, std::move(new_plane), options, out);
 }
 
 }  // namespace

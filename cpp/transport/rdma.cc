@@ -3,9 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "transport/any_host.h"
 #include "transport/data_plane.h"
-#include "transport/lease_client.h"
-#include "transport/lease_server.h"
 #include "transport/registry.h"
 #include "transport/verbs.h"
 #include "transport/wire_codec.h"
@@ -115,35 +114,19 @@ class RdmaReaderPlane final : public ReaderPlane {
 Status Available() { return CheckVerbsDevice({}); }
 
 Status NewServer(const TransportServerOptions& options, std::unique_ptr<TransportServer>* out) {
-  if (Status s = ValidateServerOptions(options); !s.ok()) return s;
   if (Status s = CheckVerbsDevice(options.device); !s.ok()) return s;
-  ServerSpec spec;
-  uint16_t port = 0;
-  if (Status s = ListenTcp(options.host, options.port, &spec.listener, &port); !s.ok()) return s;
-  spec.transport = kName;
-  spec.endpoint = "rdma://" + FormatHostPort(options.host, port);
-  spec.new_plane = [memory = options.memory, device = options.device] {
+  OwnerPlaneFactory new_plane = [memory = options.memory, device = options.device] {
     return std::make_unique<RdmaOwnerPlane>(memory, device);
   };
-  *out = std::make_unique<LeaseServer>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostServer(kName, std::move(new_plane), options, out);
 }
 
 Status NewClient(const std::string& endpoint, const TransportClientOptions& options,
                  std::unique_ptr<TransportClient>* out) {
-  std::string host;
-  uint16_t port = 0;
-  if (!ParseHostPort(std::string(EndpointAddress(endpoint)), &host, &port)) {
-    return Status::InvalidArgument("endpoint '" + endpoint + "' must be rdma://HOST:PORT");
-  }
-  ClientSpec spec;
-  spec.transport = kName;
-  spec.connect = [host, port](UniqueFd* fd) { return StartConnectTcp(host, port, fd); };
-  spec.new_plane = [memory = options.memory, device = options.device] {
+  ReaderPlaneFactory new_plane = [memory = options.memory, device = options.device] {
     return std::make_unique<RdmaReaderPlane>(memory, device);
   };
-  *out = std::make_unique<LeaseClient>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostClient(kName, endpoint, std::move(new_plane), options, out);
 }
 
 }  // namespace

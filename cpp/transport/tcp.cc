@@ -1,9 +1,8 @@
 #include <string>
 #include <utility>
 
+#include "transport/any_host.h"
 #include "transport/data_plane.h"
-#include "transport/lease_client.h"
-#include "transport/lease_server.h"
 #include "transport/registry.h"
 
 // TCP between any two hosts: payload travels inside the answer.
@@ -59,30 +58,16 @@ class TcpReaderPlane final : public ReaderPlane {
 Status Available() { return Status::Ok(); }
 
 Status NewServer(const TransportServerOptions& options, std::unique_ptr<TransportServer>* out) {
-  if (Status s = ValidateServerOptions(options); !s.ok()) return s;
-  ServerSpec spec;
-  uint16_t port = 0;
-  if (Status s = ListenTcp(options.host, options.port, &spec.listener, &port); !s.ok()) return s;
-  spec.transport = kName;
-  spec.endpoint = "tcp://" + FormatHostPort(options.host, port);
-  spec.new_plane = [memory = options.memory] { return std::make_unique<TcpOwnerPlane>(memory); };
-  *out = std::make_unique<LeaseServer>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostServer(
+      kName, [memory = options.memory] { return std::make_unique<TcpOwnerPlane>(memory); }, options,
+      out);
 }
 
 Status NewClient(const std::string& endpoint, const TransportClientOptions& options,
                  std::unique_ptr<TransportClient>* out) {
-  std::string host;
-  uint16_t port = 0;
-  if (!ParseHostPort(std::string(EndpointAddress(endpoint)), &host, &port)) {
-    return Status::InvalidArgument("endpoint '" + endpoint + "' must be tcp://HOST:PORT");
-  }
-  ClientSpec spec;
-  spec.transport = kName;
-  spec.connect = [host, port](UniqueFd* fd) { return StartConnectTcp(host, port, fd); };
-  spec.new_plane = [memory = options.memory] { return std::make_unique<TcpReaderPlane>(memory); };
-  *out = std::make_unique<LeaseClient>(std::move(spec), options);
-  return Status::Ok();
+  return NewAnyHostClient(
+      kName, endpoint,
+      [memory = options.memory] { return std::make_unique<TcpReaderPlane>(memory); }, options, out);
 }
 
 }  // namespace
