@@ -44,7 +44,7 @@ stage_tsan() {
 
 # RDMA for real, through verbs and through dlslime, on Soft-RoCE in QEMU. Uses what stage cpp built.
 stage_rdma() {
-  python tests/rdma/run_in_vm.py build/cpu-release/tests/cpp/transport_tests \
+  python tests/rdma/run_in_vm.py build/cpu-release/tests/cpp/{transport,engine}_tests \
     --plugin build/cpu-release/libdlcore_dlslime.so --require
 }
 

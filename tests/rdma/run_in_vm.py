@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs the transport tests over real RDMA verbs, without a NIC.
+"""Runs the tests of transports, and of engines that use them, over real RDMA verbs, without a NIC.
 
 A Debian kernel boots in QEMU with Soft-RoCE (rdma_rxe) on a dummy interface, the C++
-test binary runs there as init's only job, and its exit status comes back through the
+test binaries run there as init's only job, and their result comes back through the
 serial console. Needs no root and no KVM.
 
 Exit status: 0 passed, 1 failed, 77 skipped (one SKIP line says why; an error with
@@ -47,8 +47,11 @@ export LD_LIBRARY_PATH=/{lib}
 /sbin/ip link set dummy0 mtu 4200 up
 /sbin/rdma link add rxe0 type rxe netdev dummy0 || echo "RXE-VM no rxe device"
 ulimit -l unlimited
-/test {arguments}
-echo "RXE-VM-RC $?"
+result=0
+for test in /tests/*; do
+  $test {arguments} || result=1
+done
+echo "RXE-VM-RC $result"
 /bin/busybox reboot -f
 """
 
@@ -190,7 +193,7 @@ class Initrd:
 
 
 def build_initrd(
-    root: Path, binary: Path, plugins: list[Path], arguments: str, target: Path
+    root: Path, binaries: list[Path], plugins: list[Path], arguments: str, target: Path
 ) -> None:
     initrd = Initrd()
     for name in ("proc", "sys", "dev", "tmp", "etc"):
@@ -200,8 +203,7 @@ def build_initrd(
         "bin/busybox": root / "usr/bin/busybox",
         "sbin/ip": ip,
         "sbin/rdma": rdma,
-        "test": binary,
-    }
+    } | {f"tests/{binary.name}": binary for binary in binaries}
     for name, alternatives in {
         "sbin/ip": root / "usr/sbin/ip",
         "sbin/rdma": root / "usr/sbin/rdma",
@@ -212,7 +214,7 @@ def build_initrd(
     provider = next((root / LIB_DIR / "libibverbs").glob("librxe-rdmav*.so"))
     for name, path in tools.items():
         initrd.file(name, path.read_bytes())
-    dynamic = [tools["sbin/ip"], tools["sbin/rdma"], binary, verbs, provider, *plugins]
+    dynamic = [tools["sbin/ip"], tools["sbin/rdma"], *binaries, verbs, provider, *plugins]
     for library in sorted(shared_libraries(root, dynamic)):
         is_loader = library.name.startswith("ld-linux")
         initrd.file(("lib64/" if is_loader else f"{LIB_DIR}/") + library.name, library.read_bytes())
@@ -249,7 +251,7 @@ def run_tests(arguments: argparse.Namespace) -> int:
     for tool in ("qemu-system-x86_64", "apt-get", "dpkg-deb", "ldd"):
         if shutil.which(tool) is None:
             raise SkipError(f"{tool} is not installed")
-    for path in (arguments.binary, *arguments.plugin):
+    for path in (*arguments.binaries, *arguments.plugin):
         if not path.exists():
             raise SkipError(f"{path} is not built")
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -259,7 +261,7 @@ def run_tests(arguments: argparse.Namespace) -> int:
     log = arguments.cache / f"serial-{os.getpid()}.log"
     try:
         filter_ = f"--gtest_filter={arguments.filter}"
-        build_initrd(root, arguments.binary, arguments.plugin, filter_, initrd)
+        build_initrd(root, arguments.binaries, arguments.plugin, filter_, initrd)
         output = boot(kernel, initrd, log, arguments.timeout)
     finally:
         initrd.unlink(missing_ok=True)
@@ -268,18 +270,20 @@ def run_tests(arguments: argparse.Namespace) -> int:
     # The VM has what the tests need: one that was skipped found something broken.
     empty = "[  PASSED  ] 0 tests" in output or "[  SKIPPED ]" in output
     passed = re.search(r"RXE-VM-RC 0\b", output) and not empty
-    print("PASS: transport tests over RDMA verbs" if passed else "FAIL: see the console above")
+    print("PASS: over RDMA verbs" if passed else "FAIL: see the console above")
     return 0 if passed else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("binary", type=Path, help="transport_tests, not a sanitizer build")
+    parser.add_argument(
+        "binaries", type=Path, nargs="+", help="transport_tests, engine_tests; no sanitizer build"
+    )
     parser.add_argument(
         "--plugin", type=Path, action="append", default=[], help="a library the tests dlopen"
     )
     parser.add_argument(
-        "--filter", default="*/rdma:*/dlslime:Verbs.*:Dlslime*", help="which tests run (gtest)"
+        "--filter", default="*/rdma*:*/dlslime*:Verbs.*:Dlslime*", help="which tests run (gtest)"
     )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/dlcore/rdma-vm")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds for the whole VM")

@@ -4,6 +4,7 @@
 
 #include "tests/cpp/engine/pd_harness.h"
 #include "tests/cpp/sched/reference.h"
+#include "transport/registry.h"
 
 namespace dlcore::testing {
 namespace {
@@ -191,13 +192,22 @@ TEST_P(TwoEngines, EveryRequestGetsThePlainAnswerAndEveryBlockReturns) {
   EXPECT_GT(leases.granted, kRequests * 3 / 4);
 }
 
-const auto kSettings = ::testing::Values(Setting{"tcp", false}, Setting{"tcp", true},
-                                         Setting{"shm", false}, Setting{"shm", true});
+// Every transport that reaches host memory here, in both settings.
+std::vector<Setting> Settings() {
+  std::vector<Setting> settings;
+  for (const TransportFactory* factory : Transports()) {
+    if (factory->device_memory || !factory->available().ok()) continue;
+    for (const bool pipelined : {false, true}) {
+      settings.push_back({std::string(factory->name), pipelined});
+    }
+  }
+  return settings;
+}
 std::string NameOf(const ::testing::TestParamInfo<Setting>& info) {
   return info.param.transport + (info.param.pipelined ? "Pipelined" : "");
 }
-INSTANTIATE_TEST_SUITE_P(Transports, TwoEngines, kSettings, NameOf);
-INSTANTIATE_TEST_SUITE_P(Transports, HeldPrefill, kSettings, NameOf);
+INSTANTIATE_TEST_SUITE_P(Transports, TwoEngines, ::testing::ValuesIn(Settings()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Transports, HeldPrefill, ::testing::ValuesIn(Settings()), NameOf);
 
 }  // namespace
 }  // namespace dlcore::testing
