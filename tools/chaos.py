@@ -151,9 +151,10 @@ class Chaos:
 
     async def run(self) -> None:
         turn = 0
+        began = time.monotonic()
         while True:
-            await asyncio.sleep(self._period_s)
             turn += 1
+            await asyncio.sleep(began + turn * self._period_s - time.monotonic())
             node = self._random.choice(self._system.nodes)
             node.kill()
             count(self._figures.killed, node)
