@@ -21,7 +21,6 @@ from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import make_context
 
 KEY = b"the deployment's key, 32 bytes.."
-TRANSPORTS = ("tcp", "shm")
 # Sizes of the KV pools that meet: (prefill block size, decode block size).
 BLOCK_SIZES = ((16, 16), (16, 4), (8, 32))
 
@@ -107,13 +106,12 @@ def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
     assert ours == pytest.approx(others, abs=1e-4)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("sizes", BLOCK_SIZES)
 def test_two_nodes_answer_like_one(
-    checkpoint: TinyCheckpoint, transport: str, sizes: tuple[int, int]
+    checkpoint: TinyCheckpoint, kv_transport: str, sizes: tuple[int, int]
 ) -> None:
     async def scene() -> None:
-        roles = (kv_config("prefill", transport), kv_config("decode", transport))
+        roles = (kv_config("prefill", kv_transport), kv_config("decode", kv_transport))
         async with cluster(checkpoint, (None, 16), (roles[0], sizes[0]), (roles[1], sizes[1])) as (
             hybrid,
             prefill,

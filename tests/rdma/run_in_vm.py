@@ -27,6 +27,7 @@ PACKAGES = (
     "libelf1", "libtirpc3", "libselinux1", "libpcre2-8-0", "zlib1g",
 )  # fmt: skip
 MODULES = ("crc32_generic", "rdma_rxe", "dummy")
+SHARING_MODULES = ("virtio_pci", "9pnet_virtio", "9p")
 LIB_DIR = "usr/lib/x86_64-linux-gnu"
 SKIPPED = 77
 
@@ -49,10 +50,23 @@ export LD_LIBRARY_PATH=/{lib}
 ulimit -l unlimited
 result=0
 for test in /tests/*; do
+  [ -x $test ] || continue
   $test {arguments} || result=1
 done
+{command}
 echo "RXE-VM-RC $result"
 /bin/busybox reboot -f
+"""
+
+
+# This machine's files, read-only but for /tmp, and a command among them.
+COMMAND = """unset LD_LIBRARY_PATH
+/bin/busybox mkdir /host
+/bin/busybox mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=1048576,cache=loose host /host
+for folder in proc sys dev dev/shm tmp; do
+  /bin/busybox mount -o bind /$folder /host/$folder
+done
+/bin/busybox chroot /host /bin/sh -c "cd {folder} && HOME=/tmp {command}" || result=1
 """
 
 
@@ -122,7 +136,7 @@ def extract_vmlinux(root: Path, cache: Path) -> Path:
     raise SkipError(f"no xz-packed kernel in {image.name}")
 
 
-def module_order(root: Path) -> list[Path]:
+def module_order(root: Path, names: Iterable[str]) -> list[Path]:
     """The modules and what they depend on, dependencies first."""
     files = {
         p.name.split(".")[0].replace("-", "_"): p for p in root.glob("usr/lib/modules/**/*.ko*")
@@ -141,7 +155,7 @@ def module_order(root: Path) -> list[Path]:
                 add(dependency)
         order.append(path)
 
-    for module in MODULES:
+    for module in names:
         add(module)
     return order
 
@@ -193,7 +207,12 @@ class Initrd:
 
 
 def build_initrd(
-    root: Path, binaries: list[Path], plugins: list[Path], arguments: str, target: Path
+    root: Path,
+    binaries: list[Path],
+    plugins: list[Path],
+    init: str,
+    modules: tuple[str, ...],
+    target: Path,
 ) -> None:
     initrd = Initrd()
     for name in ("proc", "sys", "dev", "tmp", "etc"):
@@ -223,23 +242,28 @@ def build_initrd(
     initrd.file(f"{LIB_DIR}/libibverbs.so.1", verbs.read_bytes())
     initrd.file(f"{LIB_DIR}/libibverbs/{provider.name}", provider.read_bytes())
     initrd.file("etc/libibverbs.d/rxe.driver", b"driver rxe\n", 0o644)
-    modules = module_order(root)
-    for module in modules:
+    order = module_order(root, modules)
+    for module in order:
         initrd.file(f"modules/{module.name}", module.read_bytes(), 0o644)
-    initrd.file("modules/order", "\n".join(m.name for m in modules).encode(), 0o644)
-    initrd.file("init", INIT.format(lib=LIB_DIR, arguments=arguments).encode())
+    initrd.file("modules/order", "\n".join(m.name for m in order).encode(), 0o644)
+    initrd.directory("tests")
+    initrd.file("init", init.encode())
     initrd.write(target)
 
 
-def boot(kernel: Path, initrd: Path, log: Path, timeout_s: int) -> str:
+def boot(kernel: Path, initrd: Path, log: Path, timeout_s: int, *, shares_files: bool) -> str:
     log.unlink(missing_ok=True)
+    memory, cpus = ("4096", "4") if shares_files else ("1024", "2")
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "pc",
-        "-cpu", "max,-erms,-fsrm", "-m", "1024", "-smp", "2", "-nodefaults", "-display", "none",
+        "-cpu", "max,-erms,-fsrm", "-m", memory, "-smp", cpus, "-nodefaults", "-display", "none",
         "-no-reboot", "-nic", "none", "-serial", f"file:{log}", "-kernel", str(kernel),
         "-initrd", str(initrd),
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr",
     ]  # fmt: skip
+    if shares_files:
+        share = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
+        command += ["-virtfs", share]
     try:
         subprocess.run(command, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
@@ -260,9 +284,16 @@ def run_tests(arguments: argparse.Namespace) -> int:
     initrd = arguments.cache / f"initrd-{os.getpid()}"
     log = arguments.cache / f"serial-{os.getpid()}.log"
     try:
-        filter_ = f"--gtest_filter={arguments.filter}"
-        build_initrd(root, arguments.binaries, arguments.plugin, filter_, initrd)
-        output = boot(kernel, initrd, log, arguments.timeout)
+        shares_files = arguments.command is not None
+        command = COMMAND.format(folder=Path.cwd(), command=arguments.command)
+        init = INIT.format(
+            lib=LIB_DIR,
+            arguments=f"--gtest_filter={arguments.filter}",
+            command=command if shares_files else "",
+        )
+        modules = MODULES + (SHARING_MODULES if shares_files else ())
+        build_initrd(root, arguments.binaries, arguments.plugin, init, modules, initrd)
+        output = boot(kernel, initrd, log, arguments.timeout, shares_files=shares_files)
     finally:
         initrd.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
@@ -277,7 +308,10 @@ def run_tests(arguments: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "binaries", type=Path, nargs="+", help="transport_tests, engine_tests; no sanitizer build"
+        "binaries", type=Path, nargs="*", help="transport_tests, engine_tests; no sanitizer build"
+    )
+    parser.add_argument(
+        "--command", help="runs there too, in this folder; it sees this machine's files"
     )
     parser.add_argument(
         "--plugin", type=Path, action="append", default=[], help="a library the tests dlopen"
