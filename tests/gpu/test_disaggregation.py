@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import statistics
@@ -10,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_disaggregation import assert_same, bodies, cluster, kv_config, run
+from test_disaggregation import (
+    assert_same,
+    bodies,
+    cluster,
+    expect_answers_of_one,
+    kv_config,
+    run,
+)
 from tiny_checkpoints import TinyCheckpoint, tiny_checkpoint
 
 NUM_GPUS = torch.cuda.device_count()
@@ -102,17 +108,6 @@ def test_two_prefill_and_two_decode_nodes_on_gpus_answer_like_one() -> None:
             (kv_config("decode", "auto"), 32), devices=devices, dtype="float32",
             cudagraph_capture_sizes=(16,),
         ) as (hybrid, *nodes):  # fmt: skip
-
-            async def ask(i: int, body: dict[str, Any]) -> None:
-                want = await hybrid.complete(**body)
-                ticket = await nodes[i % 2].ticket(**body)
-                decode = nodes[2 + (i // 2) % 2]
-                got = await decode.complete(**body, kv_transfer_params={"ticket": ticket})
-                assert_same(got, want)
-
-            jobs = itertools.islice(itertools.cycle(bodies(checkpoint)), 32)
-            await asyncio.gather(*(ask(i, body) for i, body in enumerate(jobs)))
-            for node in nodes:
-                await node.blocks_return()
+            await expect_answers_of_one(hybrid, nodes, checkpoint)
 
     run(scene)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,24 @@ def test_two_nodes_answer_like_one(
     run(scene)
 
 
+async def expect_answers_of_one(
+    hybrid: Node, nodes: Sequence[Node], checkpoint: TinyCheckpoint
+) -> None:
+    """32 requests at once to every pair of two prefill nodes and then two decode nodes."""
+
+    async def ask(i: int, body: dict[str, Any]) -> None:
+        want = await hybrid.complete(**body)
+        ticket = await nodes[i % 2].ticket(**body)
+        decode = nodes[2 + (i // 2) % 2]
+        got = await decode.complete(**body, kv_transfer_params={"ticket": ticket})
+        assert_same(got, want)
+
+    jobs = itertools.islice(itertools.cycle(bodies(checkpoint)), 32)
+    await asyncio.gather(*(ask(i, body) for i, body in enumerate(jobs)))
+    for node in nodes:
+        await node.blocks_return()
+
+
 def test_two_and_two_nodes_at_once_answer_like_one() -> None:
     checkpoint = tiny_checkpoint("qwen3")
 
@@ -139,18 +157,7 @@ def test_two_and_two_nodes_at_once_answer_like_one() -> None:
             checkpoint, (None, 16), (kv_config("prefill"), 16), (kv_config("prefill", "shm"), 8),
             (kv_config("decode", "auto"), 4), (kv_config("decode", "auto"), 32),
         ) as (hybrid, *nodes):  # fmt: skip
-
-            async def ask(i: int, body: dict[str, Any]) -> None:
-                want = await hybrid.complete(**body)
-                ticket = await nodes[i % 2].ticket(**body)
-                decode = nodes[2 + (i // 2) % 2]
-                got = await decode.complete(**body, kv_transfer_params={"ticket": ticket})
-                assert_same(got, want)
-
-            jobs = itertools.islice(itertools.cycle(bodies(checkpoint)), 32)
-            await asyncio.gather(*(ask(i, body) for i, body in enumerate(jobs)))
-            for node in nodes:
-                await node.blocks_return()
+            await expect_answers_of_one(hybrid, nodes, checkpoint)
 
     run(scene)
 

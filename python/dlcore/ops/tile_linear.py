@@ -136,12 +136,7 @@ def tile_linear_before_norm(
 
     The tile's rows are 64.
     """
-    num_tokens, n = x.shape[0], weight.shape[0]
-    parts = NormParts(
-        norm_weight=norm_weight,
-        scaled=torch.empty(num_tokens, n, dtype=x.dtype, device=x.device),
-        squares=torch.empty(-(-n // PIECE), num_tokens, dtype=torch.float32, device=x.device),
-    )
+    parts = NormParts.empty(norm_weight, x, PIECE)
     return _launch(x, weight, tile, bias=bias, residual=residual, out_parts=parts), parts
 
 

@@ -82,12 +82,7 @@ def wide_linear_before_norm(
     x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor
 ) -> tuple[Tensor, NormParts]:
     """y = x weight^T + residual: [T, N], and its parts for the RMSNorm of this weight [N]."""
-    num_tokens, n = residual.shape
-    parts = NormParts(
-        norm_weight=norm_weight,
-        scaled=torch.empty_like(residual),
-        squares=torch.empty(_tiles(n), num_tokens, dtype=torch.float32, device=x.device),
-    )
+    parts = NormParts.empty(norm_weight, x, TILE)
     return _launch(x, weight, residual=residual, out_parts=parts), parts
 
 
