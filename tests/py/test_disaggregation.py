@@ -147,19 +147,34 @@ async def expect_answers_of_one(
     await asyncio.gather(*(ask(i, body) for i, body in enumerate(jobs)))
     for node in nodes:
         await node.blocks_return()
+    for node in nodes[2:]:
+        stats = node.engine.stats()
+        assert stats["num_failed_migrations"] == 0
+        assert stats["num_migrations"] > 0
 
 
-def test_two_and_two_nodes_at_once_answer_like_one() -> None:
+async def two_and_two_nodes(
+    checkpoint: TinyCheckpoint, prefill: tuple[str, str], decode: tuple[str, str]
+) -> None:
+    """Four nodes of four block sizes, over these transports."""
+    async with cluster(
+        checkpoint, (None, 16),
+        (kv_config("prefill", prefill[0]), 16), (kv_config("prefill", prefill[1]), 8),
+        (kv_config("decode", decode[0]), 4), (kv_config("decode", decode[1]), 32),
+    ) as (hybrid, *nodes):  # fmt: skip
+        await expect_answers_of_one(hybrid, nodes, checkpoint)
+
+
+def test_two_and_two_nodes_at_once_answer_like_one(
+    checkpoint: TinyCheckpoint, kv_transport: str
+) -> None:
+    each = (kv_transport, kv_transport)
+    run(lambda: two_and_two_nodes(checkpoint, each, each))
+
+
+def test_decode_nodes_pull_over_what_each_prefill_node_offers() -> None:
     checkpoint = tiny_checkpoint("qwen3")
-
-    async def scene() -> None:
-        async with cluster(
-            checkpoint, (None, 16), (kv_config("prefill"), 16), (kv_config("prefill", "shm"), 8),
-            (kv_config("decode", "auto"), 4), (kv_config("decode", "auto"), 32),
-        ) as (hybrid, *nodes):  # fmt: skip
-            await expect_answers_of_one(hybrid, nodes, checkpoint)
-
-    run(scene)
+    run(lambda: two_and_two_nodes(checkpoint, ("tcp", "shm"), ("auto", "auto")))
 
 
 def one_body(checkpoint: TinyCheckpoint) -> dict[str, Any]:
