@@ -1,9 +1,10 @@
-"""A model and its sampler as CUDA graphs, one pair per StepKey, launched by C++.
+"""A model and its sampler as CUDA graphs, one or two per StepKey, launched by C++.
 
-A key's model graph and sampler graph are separate: model graphs differ by token and sequence
-bucket, sampler graphs by sequence bucket and variant. Between them lie two static buffers: the
-hidden state of the wanted rows, and a copy of the arena's per-row fields (whose place in the arena
-depends on the token bucket, which the sampler's graph must not).
+Greedy decode, the commonest step, is one graph. For any other key the model's and the sampler's are
+separate: model graphs differ by token and sequence bucket, sampler graphs by sequence bucket and
+variant. Between them lie two static buffers: the hidden state of the wanted rows, and a copy of the
+arena's per-row fields (whose place in the arena depends on the token bucket, which the sampler's
+graph must not).
 """
 
 from __future__ import annotations
@@ -103,9 +104,20 @@ class StepCapturer:
         for kind, tokens, seqs in sorted(buckets, key=lambda b: b[1], reverse=True):
             model_graph = self._capture(self.model_step(kind, tokens, seqs))
             for variant in VARIANTS:
-                key = _core.StepKey(kind, variant, tokens, seqs)
-                core.add_graphs(key, [model_graph, samplers[seqs, variant]])
+                graphs = [model_graph, samplers[seqs, variant]]
+                if (kind, variant) == ("decode", "greedy"):
+                    graphs = [self._capture(self.greedy_decode_step(seqs))]
+                core.add_graphs(_core.StepKey(kind, variant, tokens, seqs), graphs)
         torch.cuda.synchronize()
+
+    def greedy_decode_step(self, num_seqs: int) -> Callable[[], None]:
+        key = _core.StepKey("decode", "greedy", num_seqs, num_seqs)
+        step, sampler = self.arenas.step_buffers(key), self.arenas.sampler_buffers(key)
+
+        def run() -> None:
+            sample(self.model.compute_logits(self.model(step, self.state)), sampler, self.state)
+
+        return run
 
     def model_step(self, kind: str, num_tokens: int, num_seqs: int) -> Callable[[], None]:
         # "full" so that row_fields covers every variant's fields.
