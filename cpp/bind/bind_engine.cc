@@ -163,10 +163,10 @@ constexpr const char* kSubmitDoc =
 
 void BindEngine(nb::module_& m) {
   nb::class_<PyEngine>(m, "Engine", kEngineDoc, nb::type_slots(kEngineSlots))
-      .def(nb::init<const EngineOptions&, const std::string&, int32_t, uint64_t, uint64_t,
+      .def(nb::init<const EngineOptions&, const std::string&, int32_t, uint64_t, uint64_t, uint64_t,
                     int64_t>(),
            "options"_a, nb::kw_only(), "device"_a, "device_index"_a = 0, "input_arena"_a = 0,
-           "output_arena"_a = 0, "null_step_us"_a = 0)
+           "output_arena"_a = 0, "layer_word"_a = 0, "null_step_us"_a = 0)
       .def("add_graphs", &PyEngine::AddGraphs, "key"_a, "graph_execs"_a,
            "Registers raw CUgraphExec handles, launched in order, for steps up to `key`.")
       .def("set_eager", &PyEngine::SetEager, "step"_a,
@@ -177,6 +177,14 @@ void BindEngine(nb::module_& m) {
            "Lets the engine give and take KV (submit's hold_kv and kv_source). Before start,\n"
            "once. The memory of the layout must outlive the engine. Raises ValueError naming the\n"
            "field, EngineUnavailable where a transport cannot listen.")
+      .def(
+          "report_layers",
+          [](PyEngine& self, int32_t layers_done) {
+            ThrowIfError(self.engine().ReportLayers(layers_done));
+          },
+          "layers_done"_a,
+          "From within set_eager's callable: layers [0, layers_done) of the KV of all tokens of\n"
+          "its step are written, so readers of leases may have them. ValueError anywhere else.")
       .def(
           "kv_endpoints", [](const PyEngine& self) { return self.engine().KvEndpoints(); },
           "What other engines connect to; empty unless this one serves leases.")

@@ -56,8 +56,9 @@ uint64_t AddressOf(PinnedBuffer& buffer) {
 }  // namespace
 
 PyEngine::PyEngine(const EngineOptions& options, const std::string& device, int32_t device_index,
-                   uint64_t input_arena, uint64_t output_arena, int64_t null_step_us)
-    : device_(device), arenas_{input_arena, output_arena} {
+                   uint64_t input_arena, uint64_t output_arena, uint64_t layer_word,
+                   int64_t null_step_us)
+    : device_(device), arenas_{input_arena, output_arena, layer_word} {
   std::unique_ptr<Device> made = MakeDevice(device, device_index);
   if (device != "cuda" && input_arena == 0 && output_arena == 0) AllocateArenas(options);
   std::unique_ptr<Engine> engine;

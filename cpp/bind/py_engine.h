@@ -19,7 +19,7 @@ namespace dlcore {
 class PyEngine {
  public:
   PyEngine(const EngineOptions& options, const std::string& device, int32_t device_index,
-           uint64_t input_arena, uint64_t output_arena, int64_t null_step_us);
+           uint64_t input_arena, uint64_t output_arena, uint64_t layer_word, int64_t null_step_us);
   ~PyEngine();
   PyEngine(const PyEngine&) = delete;
   PyEngine& operator=(const PyEngine&) = delete;

@@ -132,6 +132,8 @@ Status Engine::OpenKvTransfer(const KvTransferOptions& options) {
   return {};
 }
 
+Status Engine::ReportLayers(int32_t layers_done) { return impl_->loop->ReportLayers(layers_done); }
+
 std::vector<std::string> Engine::KvEndpoints() const {
   const std::lock_guard lock(impl_->kv_mutex);
   const KvLink* link = impl_->loop->kv_link();

@@ -52,6 +52,7 @@ Status EngineLoop::CheckUsable() const {
 
 void EngineLoop::Run() {
   Backoff::MakeNapsPrecise();
+  thread_id_.store(std::this_thread::get_id());
   drained_.store(false);
   Status status = pipeline_->BindThread();
   while (status.ok() && !ending()) status = Turn();
@@ -113,12 +114,38 @@ Status EngineLoop::LaunchSteps() {
     PostKv();
     if (plan.empty()) return {};
     Enter(Phase::kLaunch);
-    if (Status status = pipeline_->Launch(plan); !status.ok()) return status;
+    if (Status status = Launch(plan); !status.ok()) return status;
     Progress();
     resting_since_.reset();
     stats_.step_cpu_seconds += SecondsSince(start);
   }
   return {};
+}
+
+Status EngineLoop::Launch(const StepPlan& plan) {
+  launching_ = &plan;
+  Status status = pipeline_->Launch(plan);
+  launching_ = nullptr;
+  return status;
+}
+
+Status EngineLoop::ReportLayers(int32_t layers_done) {
+  if (std::this_thread::get_id() != thread_id_.load() || launching_ == nullptr) {
+    return Status::InvalidArgument("report_layers: only the step the engine calls may report");
+  }
+  if (kv_link_ != nullptr) kv_link_->MarkLayersDone(launching_->fills, layers_done);
+  return {};
+}
+
+// Before a step is over, readers of the leases it fills may have the layers that
+// are written. Steps end in order, so all tokens of earlier steps are written too.
+void EngineLoop::AnnounceLayers(int32_t* announced) {
+  const StepPlan& plan = pipeline_->OldestPlan();
+  if (kv_link_ == nullptr || plan.fills.empty()) return;
+  const int32_t done = pipeline_->OldestLayersDone();
+  if (done <= *announced) return;
+  *announced = done;
+  kv_link_->MarkLayersDone(plan.fills, done);
 }
 
 Status EngineLoop::CommitOldest() {
@@ -144,8 +171,10 @@ Status EngineLoop::CommitOldest() {
 // the pipeline.
 Status EngineLoop::WaitForOldest(bool* done) {
   Backoff backoff;
+  int32_t announced = 0;
   while (!ending()) {
     if (Status status = pipeline_->QueryOldest(done); !status.ok() || *done) return status;
+    AnnounceLayers(&announced);
     if (doorbell_.rung() && pipeline_->in_flight() < depth_) return {};
     if (debug_wanted_.load(std::memory_order_relaxed)) AnswerDebug();
     backoff.Pause();

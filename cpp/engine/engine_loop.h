@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "base/seqlock.h"
 #include "dlcore/engine.h"
@@ -52,6 +53,10 @@ class EngineLoop {
   [[nodiscard]] uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
   OutputQueue& outputs() { return outputs_; }
 
+  // Engine thread, from within an executable: layers [0, layers_done) of the KV of
+  // the step it runs are written. InvalidArgument anywhere else.
+  Status ReportLayers(int32_t layers_done);
+
  private:
   enum class Phase : uint8_t { kStopped, kIdle, kWaiting, kPlan, kLaunch, kDevice, kCommit };
 
@@ -61,6 +66,8 @@ class EngineLoop {
   void DeliverKv();
   void PostKv();
   Status LaunchSteps();
+  Status Launch(const StepPlan& plan);
+  void AnnounceLayers(int32_t* announced);
   Status CommitOldest();
   Status WaitForOldest(bool* done);
   void HandOut();
@@ -80,6 +87,7 @@ class EngineLoop {
   Scheduler scheduler_;
   OutputBatch batch_;
   EngineStats stats_;
+  const StepPlan* launching_ = nullptr;
   double rest_s_ = 0;  // how long the next rest with work lasts
   std::optional<std::chrono::steady_clock::time_point> resting_since_;
 
@@ -91,6 +99,7 @@ class EngineLoop {
   std::atomic<int32_t> num_waiting_{0};
   std::atomic<uint64_t> progress_{0};
   std::atomic<Phase> phase_{Phase::kStopped};
+  std::atomic<std::thread::id> thread_id_;  // of the thread in Run
   std::atomic<bool> stop_{false};
   std::atomic<bool> healthy_{true};
   std::atomic<bool> drained_{true};

@@ -184,6 +184,14 @@ void KvLink::Advance(const KvProgress& progress) {
   static_cast<void>(leases_->MarkTokensDone(it->second, progress.tokens_done));
 }
 
+void KvLink::MarkLayersDone(std::span<const RequestId> ids, int32_t layers_done) {
+  for (const RequestId id : ids) {
+    const auto it = by_request_.find(id);
+    if (it == by_request_.end()) continue;
+    static_cast<void>(leases_->MarkLayersDone(it->second, layers_done));
+  }
+}
+
 void KvLink::Abort(RequestId id) {
   const auto it = by_request_.find(id);
   if (it == by_request_.end()) return;

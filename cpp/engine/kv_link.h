@@ -36,6 +36,9 @@ class KvLink {
   void Deliver(Scheduler* scheduler);
   // Posts what the scheduler wants; adds a row to `batch` for every new lease.
   void Post(Scheduler* scheduler, OutputBatch* batch);
+  // Layers [0, layers_done) of all tokens under the leases of `ids` are written.
+  // Leases that have ended, or know more, are passed over.
+  void MarkLayersDone(std::span<const RequestId> ids, int32_t layers_done);
   // Ends the lease of a request, if it has one.
   void Abort(RequestId id);
   // True while leases may expire, so Deliver must be called now and then.

@@ -1,5 +1,6 @@
 #include "engine/step_pipeline.h"
 
+#include <atomic>
 #include <utility>
 
 namespace dlcore {
@@ -34,6 +35,7 @@ Status StepPipeline::Launch(const StepPlan& plan) {
   GraphTable::Selection chosen;
   if (Status status = graphs_.Find(plan.key(), &chosen); !status.ok()) return status;
   Slot& slot = slots_[(num_popped_ + static_cast<uint64_t>(in_flight_)) % kDepth];
+  slot.plan = &plan;
   slot.key = chosen.key;
   slot.num_rows = plan.num_rows;
   const size_t used = builder_.Fill(plan, chosen.key, slot.mirror->bytes());
@@ -53,6 +55,13 @@ Status StepPipeline::Enqueue(Slot& slot, const GraphTable::Selection& chosen, si
   if (Status s = chosen.executable->Launch(chosen.key, *stream_); !s.ok()) return s;
   if (Status s = stream_->CopyToHost(output, arenas_.output); !s.ok()) return s;
   return slot.done_event->Record(*stream_);
+}
+
+int32_t StepPipeline::OldestLayersDone() {
+  if (arenas_.layer_word == 0) return 0;
+  // Acquire: what other threads are told of next was written before the word.
+  std::atomic_ref word(*reinterpret_cast<uint64_t*>(arenas_.layer_word));
+  return LayerWord::LayersDone(word.load(std::memory_order_acquire), OldestPlan().serial());
 }
 
 StepResult StepPipeline::OldestResult() {

@@ -35,11 +35,14 @@ class StepPipeline {
 
   Status BindThread() { return device_->BindThread(); }
   // Fills a mirror and enqueues copy, executable, copy back and event.
-  // REQUIRES: in_flight() < kDepth; `plan` is not empty
+  // REQUIRES: in_flight() < kDepth; `plan` is not empty, and lives until it is popped
   Status Launch(const StepPlan& plan);
 
   // The oldest step in flight. REQUIRES: in_flight() > 0
   Status QueryOldest(bool* done) { return Oldest().done_event->Query(done); }
+  [[nodiscard]] const StepPlan& OldestPlan() { return *Oldest().plan; }
+  // Layers whose KV it has written, as far as the layer word says.
+  [[nodiscard]] int32_t OldestLayersDone();
   StepResult OldestResult();
   void PopOldest() { --in_flight_, ++num_popped_; }
 
@@ -49,6 +52,7 @@ class StepPipeline {
     std::unique_ptr<PinnedBuffer> output;
     std::unique_ptr<Event> done_event;
     OutputView view;
+    const StepPlan* plan = nullptr;
     StepKey key;
     int32_t num_rows = 0;
   };

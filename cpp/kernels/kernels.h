@@ -115,6 +115,11 @@ int dlk_begin_step(const int32_t* arena, const int32_t* header, const int32_t* t
                    int32_t* block_tables, int64_t* token_ids_out, int num_tokens, int num_seqs,
                    cudaStream_t stream);
 
+// *layer_word = {header's step serial, layers_done}: layers [0, layers_done) of the step are done,
+// and whoever reads the word sees their KV. layer_word: 8-byte aligned host memory, pinned.
+int dlk_report_layer(const int32_t* header, uint64_t* layer_word, int layers_done,
+                     cudaStream_t stream);
+
 // sampled [S] = argmax of each row of logits [S, vocab] (float32, or bf16), lowest index first;
 // -1 where row_slots is -1, else also last_tokens[row_slots[row]].
 // workspace: 16 bytes a row, zeroed once.

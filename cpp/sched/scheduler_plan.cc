@@ -17,6 +17,7 @@ const StepPlan& Scheduler::NextPlan() {
   PlanRecord& record = plans_.Next();
   StepPlan& plan = record.plan;
   plan.sequences.clear();
+  plan.fills.clear();
   plan.num_tokens = 0;
   plan.num_rows = 0;
   plan.sampler = SamplerVariant::kGreedy;
@@ -77,6 +78,7 @@ void Scheduler::PlanSequence(Sequence* sequence, PlanRecord* record) {
 void Scheduler::AddToPlan(Sequence* sequence, const Chunk& chunk, StepPlan* plan) {
   plan->sequences.push_back({sequence, sequence->num_planned(), chunk.num_tokens, chunk.samples,
                              chunk.num_prompt_rows, chunk.num_history > 0});
+  if (sequence->lent && chunk.samples) plan->fills.push_back(sequence->id());
   plan->num_tokens += chunk.num_tokens;
   plan->num_rows += chunk.num_rows();
   room_.tokens -= chunk.num_tokens;

@@ -28,12 +28,15 @@ struct PlannedSequence {
 struct StepPlan {
   uint64_t step_id = 0;
   std::vector<PlannedSequence> sequences;
+  std::vector<RequestId> fills;  // leases whose last tokens it writes, by request
   int32_t num_tokens = 0;
   int32_t num_rows = 0;
   StepKind kind = StepKind::kMixed;
   SamplerVariant sampler = SamplerVariant::kGreedy;
 
   [[nodiscard]] bool empty() const { return sequences.empty(); }
+  // Tells it from the other step in flight; never 0.
+  [[nodiscard]] int32_t serial() const { return static_cast<int32_t>(step_id % INT32_MAX) + 1; }
   // Real counts, before the graph table rounds them up to a bucket. Prompt
   // logprobs can ask for more rows than there are sequences.
   [[nodiscard]] StepKey key() const {

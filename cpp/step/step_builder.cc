@@ -23,6 +23,7 @@ size_t StepBuilder::Fill(const StepPlan& plan, const StepKey& key, std::span<std
   Header(StepHeader::kNumTokens) = plan.num_tokens;
   Header(StepHeader::kNumSeqs) = num_seqs;
   Header(StepHeader::kNumRows) = plan.num_rows;
+  Header(StepHeader::kStepSerial) = plan.serial();
   FillSequences(plan, key);
   Pad(plan, key);
   return FillTail(plan, key, offsets_.tail);

@@ -339,7 +339,7 @@ class Engine:
     device is missing.
     """
 
-    def __init__(self, options: EngineOptions, *, device: str, device_index: int = 0, input_arena: int = 0, output_arena: int = 0, null_step_us: int = 0) -> None: ...
+    def __init__(self, options: EngineOptions, *, device: str, device_index: int = 0, input_arena: int = 0, output_arena: int = 0, layer_word: int = 0, null_step_us: int = 0) -> None: ...
 
     def add_graphs(self, key: StepKey, graph_execs: Sequence[int]) -> None:
         """
@@ -357,6 +357,12 @@ class Engine:
         Lets the engine give and take KV (submit's hold_kv and kv_source). Before start,
         once. The memory of the layout must outlive the engine. Raises ValueError naming the
         field, EngineUnavailable where a transport cannot listen.
+        """
+
+    def report_layers(self, layers_done: int) -> None:
+        """
+        From within set_eager's callable: layers [0, layers_done) of the KV of all tokens of
+        its step are written, so readers of leases may have them. ValueError anywhere else.
         """
 
     def kv_endpoints(self) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dlcore import _core
 from dlcore.layers.sampler import sample
 from dlcore.models import CausalLM
-from dlcore.step_buffers import Arenas, DeviceState
+from dlcore.step_buffers import Arenas, DeviceState, LayerReport
 
 VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -69,13 +69,19 @@ class StepCapturer:
     state: DeviceState
     rows: Tensor  # [max_num_seqs, hidden]: from a model graph to the sampler graph after it
     row_fields: Tensor  # int32: the copy of StepBuffers.row_fields
+    report: LayerReport | None  # of a node that lends KV
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
     stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 
     @classmethod
     def create(
-        cls, model: CausalLM, arenas: Arenas, state: DeviceState, max_num_seqs: int
+        cls,
+        model: CausalLM,
+        arenas: Arenas,
+        state: DeviceState,
+        max_num_seqs: int,
+        report: LayerReport | None = None,
     ) -> StepCapturer:
         weight = next(iter(model.weight_map().values()))
         key = _core.StepKey("mixed", "full", max_num_seqs, max_num_seqs)
@@ -88,6 +94,7 @@ class StepCapturer:
                 max_num_seqs, model.hidden_size, dtype=weight.dtype, device=weight.device
             ),
             row_fields=torch.zeros(size, dtype=torch.int32, device=weight.device),
+            report=report,
         )
 
     def capture_all(
@@ -121,7 +128,8 @@ class StepCapturer:
 
     def model_step(self, kind: str, num_tokens: int, num_seqs: int) -> Callable[[], None]:
         # "full" so that row_fields covers every variant's fields.
-        step = self.arenas.step_buffers(_core.StepKey(kind, "full", num_tokens, num_seqs))
+        key = _core.StepKey(kind, "full", num_tokens, num_seqs)
+        step = self.arenas.step_buffers(key, self.report)
         row_fields = self.row_fields[: step.row_fields.shape[0]]
 
         def run() -> None:

@@ -12,7 +12,14 @@ from dlcore import _core
 from dlcore.layers.sampler import sample
 from dlcore.models import CausalLM
 from dlcore.ops.kernels import argmax_workspace
-from dlcore.step_buffers import Arenas, DeviceState, SamplerBuffers, StepBuffers, lazy_zeros
+from dlcore.step_buffers import (
+    Arenas,
+    DeviceState,
+    LayerReport,
+    SamplerBuffers,
+    StepBuffers,
+    lazy_zeros,
+)
 
 MAX_CACHED_KEYS = 1024
 
@@ -24,6 +31,7 @@ class EagerStep:
     model: CausalLM
     arenas: Arenas
     state: DeviceState
+    report: LayerReport | None = None  # of a node that lends KV
     # Making views costs more than a small model's layer, so they are kept per key.
     views: OrderedDict[_core.StepKey, tuple[StepBuffers, SamplerBuffers]] = field(
         default_factory=OrderedDict
@@ -48,7 +56,7 @@ class EagerStep:
     def _buffers(self, key: _core.StepKey) -> tuple[StepBuffers, SamplerBuffers]:
         views = self.views.get(key)
         if views is None:
-            views = (self.arenas.step_buffers(key), self.arenas.sampler_buffers(key))
+            views = (self.arenas.step_buffers(key, self.report), self.arenas.sampler_buffers(key))
             self.views[key] = views
             if len(self.views) > MAX_CACHED_KEYS:
                 self.views.popitem(last=False)

@@ -19,6 +19,7 @@ from dlcore.loader import draw_dummy_weights, load_safetensors
 from dlcore.model_folder import read_model_config
 from dlcore.model_runner import EagerStep, allocate_state, reset_state
 from dlcore.models import CausalLM, build_model
+from dlcore.ops.report_layer import DeviceReport, HostReport
 from dlcore.step_buffers import Arenas, DeviceState
 from dlcore.step_limits import (
     MAX_NUM_SEQS,
@@ -78,17 +79,19 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
         state = allocate_state(
             options, model.allocate_kv_caches(num_blocks, config.block_size), device
         )
+        report = _device_report(config, device)
         core = _core.Engine(
             options,
             device=device.type,
             device_index=config.device_index,
             input_arena=arenas.input.data_ptr(),
             output_arena=arenas.output.data_ptr(),
+            layer_word=0 if report is None else report.word.data_ptr(),
         )
         if config.kv_transfer is not None:
             open_kv_transfer(core, config.kv_transfer, state.kv_caches)
     with _phase(times, "capture"):
-        steps = _register_steps(core, config, options, model, arenas, state, device)
+        steps = _register_steps(core, config, options, model, arenas, state, device, report)
     times["total"] = sum(times.values())
     return LoadedEngine(
         core=core,
@@ -189,13 +192,17 @@ def _register_steps(
     arenas: Arenas,
     state: DeviceState,
     device: torch.device,
+    device_report: DeviceReport | None,
 ) -> object:
     """Tells `core` how to run steps; returns what must stay alive for it."""
     if device.type == "cpu" or config.enforce_eager:
-        step = EagerStep(model=model, arenas=arenas, state=state)
+        # A GPU's step has hardly begun when Python is through its layers.
+        reports = device.type == "cpu" and _lends_kv(config)
+        report = HostReport(core.report_layers) if reports else None
+        step = EagerStep(model=model, arenas=arenas, state=state, report=report)
         core.set_eager(step)
         return step
-    capturer = StepCapturer.create(model, arenas, state, options.max_num_seqs)
+    capturer = StepCapturer.create(model, arenas, state, options.max_num_seqs, device_report)
     sizes = decode_sizes(options.max_num_seqs)
     if config.cudagraph_capture_sizes is not None:
         chosen = [n for n in config.cudagraph_capture_sizes if n < options.max_num_seqs]
@@ -204,6 +211,15 @@ def _register_steps(
     reset_state(state, arenas)
     torch.cuda.synchronize()
     return capturer
+
+
+def _lends_kv(config: EngineConfig) -> bool:
+    return config.kv_transfer is not None and config.kv_transfer.role == "prefill"
+
+
+def _device_report(config: EngineConfig, device: torch.device) -> DeviceReport | None:
+    """For the captured graphs of a node that lends KV."""
+    return DeviceReport.create(device) if _lends_kv(config) and not config.enforce_eager else None
 
 
 @contextmanager

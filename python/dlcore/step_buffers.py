@@ -7,6 +7,7 @@ only makes views of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,6 +23,10 @@ FIELD_DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.flo
 PROMPT_SEEN_BIT = 1 << 30
 # In a history entry's token: the sequence generated it (step_layout.h's kHistoryOutputFlag).
 HISTORY_OUTPUT_FLAG = 1 << 30
+
+
+# Takes the step's header and how many of its layers are done (see ops.report_layer).
+LayerReport = Callable[[Tensor, int], None]
 
 
 class Header(IntEnum):
@@ -40,6 +45,7 @@ class Header(IntEnum):
     HISTORY_OFFSET = 10
     BIAS_OFFSET = 11
     MASKS_OFFSET = 12
+    STEP_SERIAL = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,7 @@ class StepBuffers:
     seq_slots: Tensor  # int32 [S], -1 = padding
     logits_indices: Tensor  # int32 [S]
     row_fields: Tensor  # int32: query_start_loc and all that follows it, up to the tail
+    report_layers: LayerReport | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -127,7 +134,8 @@ class Arenas:
             output=zeros(_core.StepLayout.max_output_bytes(options)),
         )
 
-    def step_buffers(self, key: _core.StepKey) -> StepBuffers:
+    def step_buffers(self, key: _core.StepKey, report: LayerReport | None = None) -> StepBuffers:
+        """report: told of the layers of a mixed step; a decode step is over too soon."""
         layout = _core.StepLayout(self.options, key)
         fields = _views(self.input, layout.inputs())
         row_start = _offset(layout.inputs(), "query_start_loc")
@@ -135,6 +143,7 @@ class Arenas:
             kind=key.kind,
             arena=self.input.view(torch.int32),
             row_fields=self.input[row_start : layout.tail_offset].view(torch.int32),
+            report_layers=report if key.kind == "mixed" else None,
             **{name: fields[name] for name in _STEP_FIELDS},
         )
 

@@ -53,10 +53,12 @@ struct EngineStats {
 // Thread safety: every public method may be called from any thread.
 class Engine {
  public:
-  // Addresses of the device arenas the executables were captured with.
+  // Addresses the executables were captured with: of the device's arenas, and of host
+  // memory the device can write.
   struct Arenas {
-    uint64_t input = 0;   // StepLayout::MaxInputBytes
-    uint64_t output = 0;  // StepLayout::MaxOutputBytes
+    uint64_t input = 0;       // StepLayout::MaxInputBytes
+    uint64_t output = 0;      // StepLayout::MaxOutputBytes
+    uint64_t layer_word = 0;  // see LayerWord; 0 = no executable writes it
   };
 
   // Validates the options; the thread starts with Start().
@@ -73,6 +75,10 @@ class Engine {
   // Lets the engine give and take KV (Request::hold_kv, Request::kv_source).
   // Before Start only, once. The pool of `options.layout` must outlive the engine.
   Status OpenKvTransfer(const KvTransferOptions& options);
+  // For an executable that runs on the engine thread, in place of the layer word:
+  // layers [0, layers_done) of the KV of all tokens of its step are written, so
+  // readers may have them. InvalidArgument outside of Executable::Launch.
+  Status ReportLayers(int32_t layers_done);
   // What readers of this engine's leases connect to.
   [[nodiscard]] std::vector<std::string> KvEndpoints() const;
   // The endpoint to name in a KvSource, among those another engine offers.

@@ -83,8 +83,22 @@ enum class StepHeader : int32_t {
   kHistoryOffset = 10,      // (row, token | kHistoryOutputFlag) pairs
   kBiasOffset = 11,         // (row, token, float bits) triples
   kMasksOffset = 12,        // [num_masks, mask_words] uint32
+  kStepSerial = 13,         // names the step in the layer word; never 0
 };
 inline constexpr int32_t kHeaderSize = 16;
+
+// The layer word: host memory in which a step that runs beside the CPU says, with
+// one store, that layers [0, layers_done) of all its tokens' KV are written.
+struct LayerWord {
+  static constexpr uint64_t Make(int32_t serial, int32_t layers_done) {
+    return uint64_t{static_cast<uint32_t>(serial)} << 32 | static_cast<uint32_t>(layers_done);
+  }
+  // 0 when `word` is of another step.
+  static constexpr int32_t LayersDone(uint64_t word, int32_t serial) {
+    return static_cast<int32_t>(word >> 32) == serial ? static_cast<int32_t>(word) : 0;
+  }
+};
+
 // Set in a history entry's token when the sequence generated it (it then counts
 // for presence and frequency penalties, not only for repetition).
 inline constexpr int32_t kHistoryOutputFlag = 1 << 30;

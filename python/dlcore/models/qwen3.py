@@ -22,6 +22,7 @@ from dlcore.layers.rope import build_cos_sin
 from dlcore.model_folder import read_positive_int, rope_parameters
 from dlcore.ops.begin_step import begin_step
 from dlcore.ops.linear import linear, norm_swiglu, residual_linear
+from dlcore.ops.report_layer import report_layer
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import E4M3
 from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
@@ -140,10 +141,11 @@ class Qwen3ForCausalLM(nn.Module):
     def forward(self, step: StepBuffers, state: DeviceState) -> Tensor:
         """See CausalLM: [S, hidden]."""
         stream = ResidualStream(functional.embedding(begin_step(step, state), self.embed_tokens))
-        for layer, next_norm, kv_cache in zip(
-            self.layers, self._next_norms(), state.kv_caches, strict=True
+        for i, (layer, next_norm, kv_cache) in enumerate(
+            zip(self.layers, self._next_norms(), state.kv_caches, strict=True)
         ):
             stream = layer(stream, next_norm, step, state, self.cos_sin, kv_cache)
+            report_layer(step, i + 1)
         if step.kind == "mixed":
             stream = stream.rows(step.logits_indices.long())
         normed: Tensor = self.norm(stream.x, stream.residual)[0]

@@ -88,6 +88,7 @@ _SIGNATURES = {
     "dlk_decode_attention": [ctypes.POINTER(_Attention), _PTR],
     "dlk_prefill_attention": [ctypes.POINTER(_Attention), _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
+    "dlk_report_layer": [_PTR, _PTR, _INT, _PTR],
     "dlk_sample": [_PTR, _PTR],
     "dlk_logprobs_of": [_PTR, _PTR],
     "dlk_random_sample": [ctypes.POINTER(_Sampling), _PTR],
@@ -329,6 +330,11 @@ def begin_step(
         *[_ptr(last_tokens), _ptr(block_tables), _ptr(out), num_tokens, seq_slots.shape[0]],
     )
     return out
+
+
+def report_layer(header: Tensor, layer_word: Tensor, layers_done: int) -> None:
+    """layer_word [1] int64, pinned host memory: that the step of `header` did so many layers."""
+    _call("dlk_report_layer", _ptr(header), _ptr(layer_word), layers_done)
 
 
 def argmax_workspace(max_num_rows: int, device: torch.device) -> Tensor:

@@ -9,6 +9,9 @@
 namespace dlcore::testing {
 namespace {
 
+constexpr int32_t kNumLayers = 3;
+constexpr uint64_t kTokenBytes = kNumLayers * sizeof(uint64_t);
+
 // On the engine's own thread, or pipelined on a fake GPU.
 struct Setting {
   std::string transport;
@@ -22,6 +25,7 @@ class TwoEngines : public ::testing::TestWithParam<Setting> {
     settings.role = role;
     settings.transport = GetParam().transport;
     settings.pipelined = GetParam().pipelined;
+    settings.num_layers = kNumLayers;
     settings.block_size = role == PdRole::kPrefill ? 4 : 8;
     return settings;
   }
@@ -84,13 +88,13 @@ class HeldPrefill : public TwoEngines {
 
 TEST_P(HeldPrefill, WhatIsWrittenMovesBeforeTheRestIsComputed) {
   const uint64_t early = prefill_.engine().Stats().leases.early_bytes;
-  EXPECT_LE(early, uint64_t{2 * 16 * sizeof(uint64_t)});
+  EXPECT_LE(early, uint64_t{2 * 16 * kTokenBytes});
   EXPECT_EQ(decode_.engine().Stats().num_migrating, 1);
   prefill_.gate().Open();
   ExpectDecodeAnswers();
   const EngineStats stats = decode_.engine().Stats();
   EXPECT_EQ(stats.pulls.completed, 1U);
-  EXPECT_EQ(stats.pulls.bytes, (kPromptLen - 1) * sizeof(uint64_t));
+  EXPECT_EQ(stats.pulls.bytes, (kPromptLen - 1) * kTokenBytes);
   EXPECT_GE(stats.pulls.early_bytes, early);
   const LeaseCounters leases = prefill_.engine().Stats().leases;
   EXPECT_EQ(leases.granted, 1U);
@@ -120,6 +124,103 @@ TEST_P(HeldPrefill, AReaderThatIsAbortedReturnsTheBlocksOfBothSides) {
   EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
   EXPECT_TRUE(prefill_.AllBlocksReturn());
   EXPECT_EQ(decode_.engine().Stats().pulls.aborted, 1U);
+}
+
+// The prefill engine stands still in the middle of the step that writes all of the prompt.
+class HeldStep : public TwoEngines {
+ protected:
+  static constexpr int32_t kPromptLen = 16;  // one chunk
+  static constexpr uint64_t kLayerBytes = (kPromptLen - 1) * sizeof(uint64_t);
+
+  void Hold(int32_t layers_done) {
+    prefill_.layer_gate().CloseAfter(layers_done);
+    ASSERT_TRUE(prefill_.engine().Submit(PrefillOf(request_)).ok());
+    request_.kv_source = PdNode::Source(prefill_, LeaseOf(prefill_, 1));
+    ASSERT_TRUE(decode_.engine().Submit(request_).ok());
+    const uint64_t bytes = static_cast<uint64_t>(layers_done) * kLayerBytes;
+    ASSERT_TRUE(WaitFor([&] { return Served() >= bytes; }));
+  }
+  uint64_t Served() { return prefill_.engine().Stats().leases.bytes; }
+  void ExpectDecodeAnswers() {
+    EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
+    ExpectAnswer(decode_, request_);
+    EXPECT_TRUE(prefill_.AllBlocksReturn());
+    EXPECT_TRUE(decode_.AllBlocksReturn());
+  }
+
+  Request request_ = MakeRequest(1, kPromptLen, 12);
+  PdNode prefill_{Node(PdRole::kPrefill)};
+  PdNode decode_{Node(PdRole::kDecode)};
+};
+
+TEST_P(HeldStep, LayersMoveAsTheyAreWrittenAndNoSooner) {
+  ASSERT_NO_FATAL_FAILURE(Hold(2));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(Served(), 2 * kLayerBytes);
+  EXPECT_FALSE(prefill_.finished(1));
+  prefill_.layer_gate().Open();
+  ExpectDecodeAnswers();
+  EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
+  const MigrationCounters pulls = decode_.engine().Stats().pulls;
+  EXPECT_EQ(pulls.completed, 1U);
+  EXPECT_EQ(pulls.bytes, kNumLayers * kLayerBytes);
+  EXPECT_EQ(pulls.early_bytes, 2 * kLayerBytes);
+}
+
+TEST_P(HeldStep, APrefillThatIsAbortedInItCostsARecompute) {
+  if (!GetParam().pipelined) GTEST_SKIP() << "the thread that takes aborts runs the step";
+  ASSERT_NO_FATAL_FAILURE(Hold(2));
+  prefill_.engine().Abort(RequestId(1));
+  EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.aborted == 1; }));
+  prefill_.layer_gate().Open();
+  ExpectDecodeAnswers();
+  EXPECT_EQ(decode_.engine().Stats().pulls.failed, 1U);
+  EXPECT_EQ(Served(), 2 * kLayerBytes);
+}
+
+TEST_P(HeldStep, AReaderThatIsAbortedReturnsTheBlocksOfBothSides) {
+  ASSERT_NO_FATAL_FAILURE(Hold(1));
+  decode_.engine().Abort(RequestId(1));
+  EXPECT_TRUE(decode_.AllBlocksReturn());
+  EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.released == 1; }));
+  prefill_.layer_gate().Open();
+  EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
+  EXPECT_TRUE(prefill_.AllBlocksReturn());
+}
+
+TEST_P(HeldStep, TheReaderAnswersBeforeTheStepThatWroteItsKvIsOver) {
+  ASSERT_NO_FATAL_FAILURE(Hold(kNumLayers));
+  EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
+  EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.released == 1; }));
+  EXPECT_FALSE(prefill_.finished(1));
+  prefill_.layer_gate().Open();
+  ExpectDecodeAnswers();
+  EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
+  EXPECT_EQ(prefill_.output(1).reason, FinishReason::kLength);
+}
+
+TEST_P(HeldStep, TheLayersOfAStepAreNotTakenForThoseOfTheNext) {
+  ASSERT_NO_FATAL_FAILURE(Hold(2));
+  Request next = MakeRequest(2, kPromptLen, 12);
+  ASSERT_TRUE(prefill_.engine().Submit(PrefillOf(next)).ok());
+  prefill_.layer_gate().CloseAfter(2);  // the last layer, and the end of the step
+  next.kv_source = PdNode::Source(prefill_, LeaseOf(prefill_, 2));
+  ASSERT_TRUE(decode_.engine().Submit(next).ok());
+  EXPECT_TRUE(prefill_.PollUntil([&] { return prefill_.finished(1); }));
+  EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.released == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(Served(), kNumLayers * kLayerBytes);
+  prefill_.layer_gate().CloseAfter(1);
+  EXPECT_TRUE(WaitFor([&] { return Served() == (kNumLayers + 1) * kLayerBytes; }));
+  prefill_.layer_gate().Open();
+  EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(2); }));
+  ExpectAnswer(decode_, next);
+  ExpectDecodeAnswers();
+}
+
+TEST_P(TwoEngines, OnlyTheStepThatRunsMayReportLayers) {
+  PdNode node(Node(PdRole::kPrefill));
+  EXPECT_EQ(node.engine().ReportLayers(1).code(), StatusCode::kInvalidArgument);
 }
 
 TEST_P(TwoEngines, AnAnswerThatThePromptEndsIsTheSame) {
@@ -207,6 +308,7 @@ std::string NameOf(const ::testing::TestParamInfo<Setting>& info) {
   return info.param.transport + (info.param.pipelined ? "Pipelined" : "");
 }
 INSTANTIATE_TEST_SUITE_P(Transports, TwoEngines, ::testing::ValuesIn(Settings()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Transports, HeldStep, ::testing::ValuesIn(Settings()), NameOf);
 INSTANTIATE_TEST_SUITE_P(Transports, HeldPrefill, ::testing::ValuesIn(Settings()), NameOf);
 
 }  // namespace

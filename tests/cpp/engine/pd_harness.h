@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,13 +21,14 @@
 // Prefill and decode engines around a model whose answers depend on every byte of its KV.
 namespace dlcore::testing {
 
-// Closed: steps wait before they begin.
+// Closed: steps (or layers) wait before they begin.
 class StepGate {
  public:
-  // The first `count` steps pass; the next ones wait for Open.
+  // The first `count` pass; the next ones wait for Open.
   void CloseAfter(int count) {
     const std::lock_guard lock(mutex_);
     left_ = count;
+    changed_.notify_all();
   }
   void Open() {
     const std::lock_guard lock(mutex_);
@@ -34,10 +37,8 @@ class StepGate {
   }
   void Pass() {
     std::unique_lock lock(mutex_);
-    if (left_ && *left_ > 0)
-      --*left_;
-    else
-      changed_.wait(lock, [this] { return !left_; });
+    changed_.wait(lock, [this] { return !left_ || *left_ > 0; });
+    if (left_) --*left_;
   }
 
  private:
@@ -49,13 +50,28 @@ class StepGate {
 // The toy model of the scheduler's tests as something an engine runs.
 class ToyExecutable final : public Executable {
  public:
+  struct Hooks {
+    StepGate* steps;
+    StepGate* layers;
+    // Told of the layers of a step with prompts: {its serial, layers done}.
+    std::function<void(int32_t, int32_t)> report;
+  };
+
   ToyExecutable(const StepLimits& limits, FakeDevice* model, std::span<const std::byte> input,
-                std::byte* output, StepGate* gate)
-      : limits_(limits), model_(model), input_(input), output_(output), gate_(gate) {}
+                std::byte* output, Hooks hooks)
+      : limits_(limits), model_(model), input_(input), output_(output), hooks_(std::move(hooks)) {}
 
   Status Launch(const StepKey& key, Stream& /*stream*/) override {
-    gate_->Pass();
+    hooks_.steps->Pass();
+    hooks_.layers->Pass();
     const FakeResult result = model_->Run(key, input_);
+    Report(key, 1);
+    for (int32_t layer = 1; layer < model_->num_layers(); ++layer) {
+      hooks_.layers->Pass();
+      model_->WriteLayer(layer);
+      Report(key, layer + 1);
+    }
+    hooks_.layers->Pass();  // sampling
     const StepLayout layout(limits_, key);
     Write(layout, "sampled_tokens", result.tokens);
     if (key.sampler != SamplerVariant::kFull) return {};
@@ -67,6 +83,11 @@ class ToyExecutable final : public Executable {
   }
 
  private:
+  void Report(const StepKey& key, int32_t layers_done) {
+    if (key.kind != StepKind::kMixed) return;
+    const auto* header = reinterpret_cast<const int32_t*>(input_.data());
+    hooks_.report(header[static_cast<size_t>(StepHeader::kStepSerial)], layers_done);
+  }
   template <class T>
   void Write(const StepLayout& layout, std::string_view field, const std::vector<T>& values) {
     std::ranges::copy(values, reinterpret_cast<T*>(output_ + layout.OutputOffset(field)));
@@ -76,7 +97,7 @@ class ToyExecutable final : public Executable {
   FakeDevice* model_;
   std::span<const std::byte> input_;
   std::byte* output_;
-  StepGate* gate_;
+  const Hooks hooks_;
 };
 
 inline constexpr int32_t kVocab = 60;
@@ -99,6 +120,7 @@ class PdNode {
     bool pipelined = false;  // on a fake GPU, two steps in flight
     int32_t block_size = 4;
     int32_t num_blocks = 128;
+    int32_t num_layers = 3;
     std::chrono::milliseconds lease_ttl{5000};
   };
 
@@ -122,10 +144,13 @@ class PdNode {
         model_(options_),
         input_(StepLayout::MaxInputBytes(options_.limits)),
         output_(StepLayout::MaxOutputBytes(options_.limits)) {
+    model_.SetLayers(settings.num_layers);
     const Engine::Arenas arenas{reinterpret_cast<uint64_t>(input_.data()),
-                                reinterpret_cast<uint64_t>(output_.data())};
-    std::unique_ptr<Executable> model =
-        std::make_unique<ToyExecutable>(options_.limits, &model_, input_, output_.data(), &gate_);
+                                reinterpret_cast<uint64_t>(output_.data()),
+                                reinterpret_cast<uint64_t>(&layer_word_)};
+    std::unique_ptr<Executable> model = std::make_unique<ToyExecutable>(
+        options_.limits, &model_, input_, output_.data(),
+        ToyExecutable::Hooks{&gate_, &layer_gate_, Reporter(settings.pipelined)});
     if (settings.pipelined) {
       gpu_ = std::make_unique<FakeGpu>();
       model = gpu_->NewExecutable(std::move(model));
@@ -142,9 +167,11 @@ class PdNode {
 
   Engine& engine() { return *engine_; }
   StepGate& gate() { return gate_; }
+  StepGate& layer_gate() { return layer_gate_; }
   [[nodiscard]] const EngineOptions& options() const { return options_; }
   void Stop() {
     gate_.Open();
+    layer_gate_.Open();
     engine_->Stop();
     if (gpu_ != nullptr) gpu_->Abort();
   }
@@ -182,6 +209,18 @@ class PdNode {
   }
 
  private:
+  // As a model on a GPU reports its layers, or one on the engine thread.
+  std::function<void(int32_t, int32_t)> Reporter(bool pipelined) {
+    if (pipelined) {
+      return [this](int32_t serial, int32_t layers_done) {
+        layer_word_.store(LayerWord::Make(serial, layers_done), std::memory_order_release);
+      };
+    }
+    return [this](int32_t, int32_t layers_done) {
+      EXPECT_TRUE(engine_->ReportLayers(layers_done).ok());
+    };
+  }
+
   void OpenKvTransfer(const Settings& settings) {
     KvTransferOptions kv;
     kv.layout.groups = {{.block_size = settings.block_size,
@@ -189,7 +228,9 @@ class PdNode {
                          .num_planes = 1,
                          .num_kv_heads = 1,
                          .bytes_per_head = sizeof(uint64_t)}};
-    kv.layout.layers = {{0, reinterpret_cast<uint64_t>(&model_.Kv({BlockId(0)}, 0))}};
+    for (int32_t i = 0; i < model_.num_layers(); ++i) {
+      kv.layout.layers.push_back({0, reinterpret_cast<uint64_t>(model_.layer(i).data())});
+    }
     kv.serves = settings.role == PdRole::kPrefill;
     kv.transports = {settings.transport};
     kv.key = "a deployment key of many bytes";
@@ -201,6 +242,8 @@ class PdNode {
   const EngineOptions options_;
   FakeDevice model_;
   StepGate gate_;
+  StepGate layer_gate_;
+  std::atomic<uint64_t> layer_word_{0};
   std::vector<std::byte> input_;
   std::vector<std::byte> output_;
   std::map<uint64_t, PdOutput> outputs_;

@@ -168,6 +168,9 @@ class TwoEngines {
       if (lease == leases_.end()) continue;
       ASSERT_GT(progress.tokens_done, lease->second.tokens_done);
       lease->second.tokens_done = progress.tokens_done;
+      if (progress.tokens_done == lease->second.grant.num_tokens) {
+        ASSERT_TRUE(prefill_.filled().contains(progress.id.value));
+      }
     }
     for (const RequestId id : work.revoked) End(id.value);
     HandOverFinished();

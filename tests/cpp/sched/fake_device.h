@@ -43,6 +43,22 @@ class FakeDevice {
     return kv_.at(Size(block * limits_.block_size + token % limits_.block_size));
   }
 
+  // From now on its cache has `count` layers: the one above, written first, and others that
+  // hold the same, each in its own way.
+  void SetLayers(int32_t count) {
+    others_.assign(Size(count - 1), std::vector<uint64_t>(kv_.size(), 0xdead));
+  }
+  [[nodiscard]] int32_t num_layers() const { return static_cast<int32_t>(others_.size()) + 1; }
+  std::vector<uint64_t>& layer(int32_t index) {
+    return index == 0 ? kv_ : others_.at(Size(index - 1));
+  }
+  // Of the step that was run last. REQUIRES: 0 < index < num_layers()
+  void WriteLayer(int32_t index) {
+    for (int32_t t = 0; t < H(StepHeader::kNumTokens); ++t) {
+      layer(index).at(Size(Ints("slot_mapping")[t])) = OtherKv(kv_at_[Size(t)], index);
+    }
+  }
+
   FakeResult Run(const StepKey& key, std::span<const std::byte> arena) {
     key_ = key;
     arena_ = arena;
@@ -113,6 +129,7 @@ class FakeDevice {
       const int32_t seq_len = Ints("seq_lens")[s];
       ASSERT_LE(seq_len, H(StepHeader::kMaxSeqLen));
       ASSERT_LE(end - first, H(StepHeader::kMaxQueryLen));
+      CheckOtherLayers(slot, seq_len - (end - first));
       for (int32_t t = first; t < end; ++t) {
         const int32_t position = Ints("positions")[t];
         ASSERT_EQ(position, seq_len - (end - t));
@@ -127,6 +144,20 @@ class FakeDevice {
         for (int32_t i = 0; i < position; ++i)
           sum += Contribution(kv_.at(Size(KvSlot(slot, i))), i);
         kv_at_[Size(t)] = kv_.at(Size(target)) = KvOf(sum, token, position);
+      }
+    }
+  }
+
+  static uint64_t OtherKv(uint64_t kv, int32_t layer) {
+    return kv ^ (uint64_t{0x9e3779b97f4a7c15} * static_cast<uint64_t>(layer));
+  }
+
+  // What was computed, or came, before this step is whole.
+  void CheckOtherLayers(int32_t slot, int32_t num_tokens) {
+    for (int32_t l = 1; l < num_layers(); ++l) {
+      for (int32_t i = 0; i < num_tokens; ++i) {
+        const size_t at = Size(KvSlot(slot, i));
+        ASSERT_EQ(layer(l).at(at), OtherKv(kv_.at(at), l)) << "layer " << l << " token " << i;
       }
     }
   }
@@ -216,10 +247,11 @@ class FakeDevice {
   }
 
   StepLimits limits_;
-  std::vector<uint64_t> kv_;           // [num_blocks * block_size]
-  std::vector<int32_t> block_tables_;  // [max_num_seqs, max_blocks_per_seq]
-  std::vector<TokenId> last_tokens_;   // [max_num_seqs]
-  std::vector<uint64_t> counts_;       // [max_num_seqs] digest of the token counts
+  std::vector<uint64_t> kv_;                   // [num_blocks * block_size]
+  std::vector<std::vector<uint64_t>> others_;  // [num_layers - 1, num_blocks * block_size]
+  std::vector<int32_t> block_tables_;          // [max_num_seqs, max_blocks_per_seq]
+  std::vector<TokenId> last_tokens_;           // [max_num_seqs]
+  std::vector<uint64_t> counts_;               // [max_num_seqs] digest of the token counts
   StepKey key_;
   std::span<const std::byte> arena_;
   std::unique_ptr<StepLayout> layout_;

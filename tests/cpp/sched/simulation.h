@@ -48,6 +48,9 @@ class Simulation {
     if (plan.empty()) return false;
     CheckPlan(plan);
     CheckAgainstPlansInFlight(plan);
+    for (const RequestId id : plan.fills) {
+      EXPECT_TRUE(filled_.insert(id.value).second) << "two plans fill one lease";
+    }
     StepKey key = plan.key();
     key.num_seqs = std::max(key.num_seqs, plan.num_rows);
     if (bucketed) key = RoundUp(key);
@@ -83,6 +86,8 @@ class Simulation {
     CheckBlocks();
   }
 
+  // Requests whose lease a plan was to fill.
+  [[nodiscard]] const std::set<uint64_t>& filled() const { return filled_; }
   [[nodiscard]] const StepKey& last_plan() const { return last_plan_; }
 
   void CheckBlocks() const {
@@ -111,9 +116,13 @@ class Simulation {
     const StepLimits& limits = options_.limits;
     int32_t tokens = 0;
     int32_t rows = 0;
+    std::vector<RequestId> fills;
     std::set<int32_t> slots;
     std::set<int32_t> written;
     for (const PlannedSequence& p : plan.sequences) {
+      if (p.sequence->lent && p.end() == p.sequence->prompt_len()) {
+        fills.push_back(p.sequence->id());
+      }
       tokens += p.num_tokens;
       rows += p.num_prompt_rows + (p.samples ? 1 : 0);
       ASSERT_TRUE(slots.insert(p.sequence->slot.value).second) << "one slot, two sequences";
@@ -123,6 +132,7 @@ class Simulation {
         ASSERT_TRUE(written.insert(p.sequence->cache.table[b].value).second) << "two writers";
       }
     }
+    ASSERT_EQ(plan.fills, fills);
     ASSERT_EQ(tokens, plan.num_tokens);
     ASSERT_EQ(rows, plan.num_rows);
     ASSERT_LE(tokens, limits.max_num_batched_tokens);
@@ -184,6 +194,7 @@ class Simulation {
   std::deque<BlockUse> uses_;       // of plans in flight
   OutputBatch batch_;
   std::map<uint64_t, Received> received_;
+  std::set<uint64_t> filled_;
   StepKey last_plan_;
 };
 

@@ -102,6 +102,25 @@ TEST_F(StepBuilderTest, APrefillAndItsPadding) {
   EXPECT_EQ(Read("target_tokens", 2), (Ints{-1, -1}));
 }
 
+TEST_F(StepBuilderTest, StepsInFlightHaveDifferentSerialsAndNoneIsZero) {
+  Submit(1, {50, 51}, Greedy());
+  Fill();
+  const int32_t first = Header(StepHeader::kStepSerial);
+  Fill();
+  const int32_t second = Header(StepHeader::kStepSerial);
+  EXPECT_NE(first, 0);
+  EXPECT_NE(second, 0);
+  EXPECT_NE(first, second);
+}
+
+TEST(LayerWord, SpeaksOfOneStep) {
+  for (const int32_t serial : {1, 7, INT32_MAX}) {
+    EXPECT_EQ(LayerWord::LayersDone(LayerWord::Make(serial, 36), serial), 36);
+    EXPECT_EQ(LayerWord::LayersDone(LayerWord::Make(serial, 36), serial == 7 ? 8 : 7), 0);
+    EXPECT_EQ(LayerWord::LayersDone(0, serial), 0);
+  }
+}
+
 TEST_F(StepBuilderTest, ADecodePlannedAheadTakesItsTokenFromTheDevice) {
   Submit(1, {50, 51}, Greedy());
   Fill();

@@ -119,6 +119,8 @@ class Storm {
     LeaseBlocks blocks;
     int32_t num_tokens = 0;
     int32_t done = 0;
+    bool last_by_layers = false;
+    int32_t layers = 0;  // written of the last chunk, where it is told layer by layer
   };
   struct Pull {
     uint64_t seed = 0;
@@ -156,6 +158,7 @@ class Storm {
     Filling next;
     next.seed = ++next_seed_;
     next.num_tokens = Pick(1, kMostTokens);
+    next.last_by_layers = Chance(500);
     auto blocks = owner_blocks_.Take(BlocksFor(next.num_tokens, kOwnerBlockSize));
     if (!blocks) return;
     next.blocks = std::move(*blocks);
@@ -185,19 +188,37 @@ class Storm {
     pulls_[next_id_++] = std::move(pull);
   }
 
-  // The owner writes a chunk, then says so. One that has lost its lease goes on: its
-  // blocks are its own until the lease returns them.
+  // The owner writes a chunk, or a layer of the last one, then says so. One that has lost its lease
+  // goes on: its blocks are its own until the lease returns them.
   void FillSome() {
     if (filling_.empty()) return;
     const auto it = AnyFilling();
-    const int32_t next = std::min(it->num_tokens, it->done + Pick(1, 12));
-    ForEach(&owner_, it->blocks, it->done, next,
-            [&](uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
-              byte = ContentOf(it->seed, l, t, p, h, b);
-            });
+    const int32_t next =
+        it->layers > 0 ? it->num_tokens : std::min(it->num_tokens, it->done + Pick(1, 12));
+    if (next == it->num_tokens && it->last_by_layers) return FillLayer(it);
+    Write(*it, next, 0, kLayers);
     static_cast<void>(life_->table.MarkTokensDone(it->lease, next));
     it->done = next;
     if (next == it->num_tokens) filling_.erase(it);
+  }
+
+  // Layers may be told of several at once, and never: then the end of the step tells of all.
+  void FillLayer(std::vector<Filling>::iterator it) {
+    const int32_t next = std::min<int32_t>(kLayers, it->layers + Pick(1, 2));
+    Write(*it, it->num_tokens, static_cast<size_t>(it->layers), static_cast<size_t>(next));
+    it->layers = next;
+    if (Chance(800)) static_cast<void>(life_->table.MarkLayersDone(it->lease, next));
+    if (next < static_cast<int32_t>(kLayers)) return;
+    static_cast<void>(life_->table.MarkTokensDone(it->lease, it->num_tokens));
+    filling_.erase(it);
+  }
+
+  // Tokens up to `end` of layers [first, last).
+  void Write(const Filling& filling, int32_t end, size_t first, size_t last) {
+    ForEach(&owner_, filling.blocks, filling.done, end,
+            [&](uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
+              if (l >= first && l < last) byte = ContentOf(filling.seed, l, t, p, h, b);
+            });
   }
 
   // Killed and started anew: another endpoint, other epochs, an empty pool.

@@ -66,14 +66,22 @@ void SpoilFrom(OwnerGroup* owners, size_t ranks, const LeaseBlocks& tables, int3
   }
 }
 
-void Write(OwnerGroup* owners, size_t ranks, const LeaseBlocks& tables, int32_t first,
-           int32_t end) {
-  for (size_t rank = 0; rank < ranks; ++rank) {
-    ForEach(&owners->rank(rank).pool, tables, first, end,
-            [](uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
-              byte = Content(l, t, p, h, b);
-            });
+void WriteLayer(Owner* owner, const LeaseBlocks& tables, int32_t first, int32_t end,
+                int32_t layer) {
+  ForEach(&owner->pool, tables, first, end,
+          [&](uint8_t& byte, size_t l, int32_t t, int32_t p, int32_t h, int32_t b) {
+            if (l == static_cast<size_t>(layer)) byte = Content(l, t, p, h, b);
+          });
+}
+
+// Writes a chunk and tells of it when it is done, or (`by_layers`, the last one) as it is written.
+void WriteChunk(Owner* owner, LeaseRef lease, const LeaseBlocks& tables, int32_t first, int32_t end,
+                bool by_layers) {
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    WriteLayer(owner, tables, first, end, layer);
+    if (by_layers) ASSERT_TRUE(owner->leases.MarkLayersDone(lease, layer + 1).ok());
   }
+  if (!by_layers) ASSERT_TRUE(owner->leases.MarkTokensDone(lease, end).ok());
 }
 
 TEST_P(EarlyPull, ChunksMoveByteForByteBetweenAnyTpDegreesAndBlockSizes) {
@@ -101,12 +109,12 @@ TEST_P(EarlyPull, ChunksMoveByteForByteBetweenAnyTpDegreesAndBlockSizes) {
       }
       for (int32_t done = 0; done < kTokens;) {
         const int32_t next = std::min(kTokens, done + std::uniform_int_distribution(1, 20)(engine));
-        Write(&owners, ranks, remote, done, next);
-        done = next;
         // Ranks of one owner need not be in step.
         for (size_t rank = 0; rank < ranks; ++rank) {
-          ASSERT_TRUE(owners.rank(rank).leases.MarkTokensDone(sources[rank].lease, done).ok());
+          const bool by_layers = next == kTokens && engine() % 2 == 0;
+          WriteChunk(&owners.rank(rank), sources[rank].lease, remote, done, next, by_layers);
         }
+        done = next;
         if (engine() % 2 == 0) std::this_thread::sleep_for(milliseconds(2));
       }
       for (auto& decoder : decoders) {
@@ -147,6 +155,40 @@ TEST_P(EarlyPull, WhatIsWrittenArrivesBeforeTheRestIs) {
   EXPECT_GT(counters.early_bytes, event.bytes / 3);
   EXPECT_LT(counters.early_bytes, event.bytes / 2);
   EXPECT_EQ(leases.counters().early_bytes, counters.early_bytes);
+}
+
+TEST_P(EarlyPull, LayersOfTheLastChunkArriveOneByOneAfterTheChunksBefore) {
+  constexpr int32_t kTokens = 50;
+  constexpr int32_t kChunk = 22;  // in the middle of a block
+  OwnerGroup owners({.transport = GetParam()});
+  SpoilFrom(&owners, 1, owners.tables(), 0, kTokens);
+  Decoder decoder(ModelLayout(8, 31, 1, 0));
+  const auto sources = owners.Lease(0);
+  const LeaseRef lease = sources[0].lease;
+  Owner& owner = owners.rank(0);
+  MigrationRequest request = decoder.Request(1, sources, kTokens - 1);
+  const LeaseBlocks tables = request.local_blocks;
+  decoder.migrator.Post(std::move(request));
+  WriteChunk(&owner, lease, owners.tables(), 0, kChunk, false);
+  const auto layer_bytes = [&](int32_t layer, int32_t tokens) {
+    const KvLayout& layout = owner.pool.layout();
+    const int32_t group = layout.layers[static_cast<size_t>(layer)].group;
+    return layout.bytes_per_block(group) / 4 * static_cast<uint64_t>(tokens);  // blocks of 4
+  };
+  uint64_t served = 0;
+  for (int32_t layer = 0; layer < kLayers; ++layer) served += layer_bytes(layer, 20);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    WriteLayer(&owner, owners.tables(), kChunk, kTokens, layer);
+    ASSERT_TRUE(owner.leases.MarkLayersDone(lease, layer + 1).ok());
+    served += layer_bytes(layer, kTokens - 1 - 20);
+    ASSERT_TRUE(Eventually([&] { return owner.leases.counters().bytes == served; }));
+  }
+  EXPECT_EQ(owner.leases.counters().early_bytes,
+            served - layer_bytes(kLayers - 1, kTokens - 1 - 20));
+  const MigrationEvent event = decoder.Wait();
+  ASSERT_TRUE(event.status.ok()) << event.status.message();
+  decoder.ExpectContent(tables, 0, kTokens - 1);
+  EXPECT_EQ(event.bytes, served);
 }
 
 TEST_P(EarlyPull, APullThatWantsLessThanTheLeaseEndsWithoutItsLastToken) {
