@@ -1,4 +1,5 @@
-"""Holds the steps of engines, so that a test sees what happens in the middle of a prompt."""
+"""Holds the steps of engines, or the layers of steps, so that a test sees what happens in the
+middle of a prompt."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ import pytest
 
 from dlcore import runner
 from dlcore.model_runner import EagerStep
+from dlcore.ops.report_layer import HostReport
 
 LONGEST_WAIT_S = 20.0
 
 
 class StepGate:
-    """Closed: the engine waits before its next step."""
+    """Closed: the engine waits before its next step, or before it tells of the next layer."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -52,4 +54,22 @@ def gates_of_new_engines(monkeypatch: pytest.MonkeyPatch) -> list[StepGate]:
         return run
 
     monkeypatch.setattr(runner, "EagerStep", gated)
+    return gates
+
+
+def layer_gates_of_new_engines(monkeypatch: pytest.MonkeyPatch) -> list[StepGate]:
+    """Grows by the gate of every prefill engine built in this process from now on."""
+    gates: list[StepGate] = []
+
+    def gated(report: Any) -> HostReport:
+        gate = StepGate()
+        gates.append(gate)
+
+        def tell(layers_done: int) -> None:
+            gate.enter()
+            report(layers_done)
+
+        return HostReport(tell)
+
+    monkeypatch.setattr(runner, "HostReport", gated)
     return gates

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from router.step_gate import StepGate, gates_of_new_engines
+from router.step_gate import StepGate, gates_of_new_engines, layer_gates_of_new_engines
 from router.test_pd import ROLES, System, all_blocks_return, alone, system
 from router.test_router import streamed, text_in, until
 from tiny_checkpoints import tiny_checkpoint
@@ -102,6 +103,33 @@ def test_bytes_move_before_the_prompt_is_computed_and_answers_are_those_of_one_n
             for node in running.stats("decode"):
                 assert node["num_failed_migrations"] == 0
                 assert 0 < node["num_kv_bytes_pulled_early"] < node["num_kv_bytes_pulled"]
+
+    run(scene)
+
+
+def test_a_prompt_of_one_step_moves_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = json.loads((tiny_checkpoint("qwen3").folder / "config.json").read_text())
+    num_layers = model["num_hidden_layers"]
+    token_bytes = 2 * 4 * model["num_key_value_heads"] * model["head_dim"]  # of a layer
+    gates = layer_gates_of_new_engines(monkeypatch)
+
+    async def scene() -> None:
+        (request,) = requests(1)
+        want = await alone([request])
+        async with system(PAIR, max_num_batched_tokens=PROMPT_LEN) as running:
+            (gate,) = gates
+            gate.close_after(num_layers - 1)
+            work = asyncio.create_task(running.whole(request))
+            early = (num_layers - 1) * (PROMPT_LEN - 1) * token_bytes
+            await until(lambda: running.stats("prefill")[0]["num_kv_bytes_served_early"] == early)
+            assert not work.done()
+            gate.open()
+            assert (await work)["text"] == want[0]
+            await all_blocks_return(running)
+            (decode,) = running.stats("decode")
+            assert decode["num_failed_migrations"] == 0
+            assert decode["num_kv_bytes_pulled_early"] == early
+            assert decode["num_kv_bytes_pulled"] * (num_layers - 1) == early * num_layers
 
     run(scene)
 
