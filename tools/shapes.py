@@ -56,11 +56,12 @@ def write(name: str, folder: Path) -> Path:
     """Writes config.json and a tokenizer for the shape `name`; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[name], indent=1))
-    _write_tokenizer(SHAPES[name]["vocab_size"], folder)
+    write_tokenizer(SHAPES[name]["vocab_size"], folder)
     return folder
 
 
-def _write_tokenizer(vocab_size: int, folder: Path) -> None:
+def write_tokenizer(vocab_size: int, folder: Path) -> None:
+    """Words t0, t1, ... and a plain chat template."""
     tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.Fuse()

@@ -197,7 +197,7 @@ def _register_steps(
     """Tells `core` how to run steps; returns what must stay alive for it."""
     if device.type == "cpu" or config.enforce_eager:
         # A GPU's step has hardly begun when Python is through its layers.
-        reports = device.type == "cpu" and _lends_kv(config)
+        reports = device.type == "cpu" and lends_kv(config)
         report = HostReport(core.report_layers) if reports else None
         step = EagerStep(model=model, arenas=arenas, state=state, report=report)
         core.set_eager(step)
@@ -213,13 +213,13 @@ def _register_steps(
     return capturer
 
 
-def _lends_kv(config: EngineConfig) -> bool:
+def lends_kv(config: EngineConfig) -> bool:
     return config.kv_transfer is not None and config.kv_transfer.role == "prefill"
 
 
 def _device_report(config: EngineConfig, device: torch.device) -> DeviceReport | None:
     """For the captured graphs of a node that lends KV."""
-    return DeviceReport.create(device) if _lends_kv(config) and not config.enforce_eager else None
+    return DeviceReport.create(device) if lends_kv(config) and not config.enforce_eager else None
 
 
 @contextmanager
