@@ -30,6 +30,8 @@ MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its w
 FEW_SEQS = 16
 SOME_SEQS = (FEW_SEQS, 64, 256)
 SOME_SEQS_TOKENS = 1536  # steps of at most this many tokens have all of them
+# Shorter steps tell of no layer: they are over before a reader knows what to ask for.
+MIN_REPORTED_TOKENS = 512
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -129,7 +131,8 @@ class StepCapturer:
     def model_step(self, kind: str, num_tokens: int, num_seqs: int) -> Callable[[], None]:
         # "full" so that row_fields covers every variant's fields.
         key = _core.StepKey(kind, "full", num_tokens, num_seqs)
-        step = self.arenas.step_buffers(key, self.report)
+        report = self.report if num_tokens >= MIN_REPORTED_TOKENS else None
+        step = self.arenas.step_buffers(key, report)
         row_fields = self.row_fields[: step.row_fields.shape[0]]
 
         def run() -> None:
