@@ -79,9 +79,11 @@ void WriteChunk(Owner* owner, LeaseRef lease, const LeaseBlocks& tables, int32_t
                 bool by_layers) {
   for (int32_t layer = 0; layer < kLayers; ++layer) {
     WriteLayer(owner, tables, first, end, layer);
-    if (by_layers) ASSERT_TRUE(owner->leases.MarkLayersDone(lease, layer + 1).ok());
+    if (!by_layers) continue;
+    ASSERT_TRUE(owner->leases.MarkLayersDone(lease, layer + 1).ok());
   }
-  if (!by_layers) ASSERT_TRUE(owner->leases.MarkTokensDone(lease, end).ok());
+  if (by_layers) return;
+  ASSERT_TRUE(owner->leases.MarkTokensDone(lease, end).ok());
 }
 
 TEST_P(EarlyPull, ChunksMoveByteForByteBetweenAnyTpDegreesAndBlockSizes) {
