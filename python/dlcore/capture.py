@@ -104,18 +104,18 @@ class StepCapturer:
     ) -> None:
         """Captures every bucket, largest first, and registers each key with `core`."""
         samplers = {
-            (size, variant): self._capture(self.sampler_step(size, variant))
+            (size, variant): self.capture(self.sampler_step(size, variant))
             for size in reversed(seq_sizes)
             for variant in reversed(VARIANTS)
         }
         buckets = [("mixed", t, s) for t, s in mixed_sizes(max_num_batched_tokens, seq_sizes)]
         buckets += [("decode", s, s) for s in seq_sizes]
         for kind, tokens, seqs in sorted(buckets, key=lambda b: b[1], reverse=True):
-            model_graph = self._capture(self.model_step(kind, tokens, seqs))
+            model_graph = self.capture(self.model_step(kind, tokens, seqs))
             for variant in VARIANTS:
                 graphs = [model_graph, samplers[seqs, variant]]
                 if (kind, variant) == ("decode", "greedy"):
-                    graphs = [self._capture(self.greedy_decode_step(seqs))]
+                    graphs = [self.capture(self.greedy_decode_step(seqs))]
                 core.add_graphs(_core.StepKey(kind, variant, tokens, seqs), graphs)
         torch.cuda.synchronize()
 
@@ -151,7 +151,7 @@ class StepCapturer:
 
         return run
 
-    def _capture(self, run: Callable[[], None]) -> int:
+    def capture(self, run: Callable[[], None]) -> int:
         """The raw cudaGraphExec_t of `run`, which is run once before: kernels compile and
         libraries allocate at first use, which capturing forbids."""
         graph = torch.cuda.CUDAGraph(keep_graph=True)

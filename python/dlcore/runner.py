@@ -59,21 +59,21 @@ def build_engine(config: EngineConfig) -> LoadedEngine:
     if config.load_format == "null":
         if config.kv_transfer is not None:
             raise ConfigError("role", "load_format 'null' has no KV to move")
-        options = _engine_options(config, model_config, "cpu", [("paged", 1, 1, 0)], 1 << 16)
+        options = engine_options(config, model_config, "cpu", [("paged", 1, 1, 0)], 1 << 16)
         core = _core.Engine(options, device="null")
         return LoadedEngine(
             core=core, config=config, model_config=model_config, options=options,
             startup_times=times,
         )  # fmt: skip
     with _phase(times, "load_weights"):
-        model = _load_model(config, model_config, device)
+        model = load_model(config, model_config, device)
     if device.type == "cpu":
         _set_num_threads(config, model)
     groups = model.cache_groups(config.block_size)
     with _phase(times, "profile_memory"):
         num_blocks = config.num_kv_blocks or _num_kv_blocks(config, model_config, model, device)
     num_weights = sum(weight.numel() for weight in model.weight_map().values())
-    options = _engine_options(config, model_config, device.type, groups, num_blocks, num_weights)
+    options = engine_options(config, model_config, device.type, groups, num_blocks, num_weights)
     with _phase(times, "allocate"):
         arenas = Arenas.allocate(options, device)
         state = allocate_state(
@@ -117,7 +117,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", config.device_index)
 
 
-def _load_model(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> CausalLM:
+def load_model(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> CausalLM:
     attention = choose_attention(config.attention_backend, device)
     model = build_model(model_config, attention, device)
     if config.load_format == "dummy":
@@ -136,7 +136,7 @@ def _set_num_threads(config: EngineConfig, model: CausalLM) -> None:
     torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), useful))
 
 
-def _engine_options(
+def engine_options(
     config: EngineConfig,
     model_config: ModelConfig,
     device_type: str,
@@ -172,7 +172,7 @@ def _num_kv_blocks(
 ) -> int:
     groups = model.cache_groups(config.block_size)
     block_bytes = sum(layers * num_bytes for _, layers, num_bytes, _ in groups)
-    options = _engine_options(config, model_config, device.type, groups, 1)
+    options = engine_options(config, model_config, device.type, groups, 1)
     max_len, max_seqs = model_config.max_model_len, options.max_num_seqs
     if device.type == "cpu":
         return kv_blocks_on_cpu(config, block_bytes, max_len, max_seqs)
