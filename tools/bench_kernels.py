@@ -11,7 +11,7 @@ import argparse
 import functools
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -431,7 +431,7 @@ class DecodeStep:
                 bf16(shape.hidden, shape.q_heads * d, scale=0.02),
                 bf16(2 * shape.inner, shape.hidden, scale=0.02),
                 bf16(shape.hidden, shape.inner, scale=0.02),
-                paged_kv(shape, [1] * batch, [context] * batch),
+                replace(paged_kv(shape, [1] * batch, [context] * batch), query_start_loc=None),
             )
             for _ in range(shape.layers)
         ]
@@ -454,17 +454,32 @@ class DecodeStep:
         stream = ResidualStream(self.x)
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
             qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
-            norm, positions, slots = self.head_norm, self.positions, self.slots
-            q = kernels.qk_norm_rope_kv_write(
-                qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache
-            )
-            out = torch.empty_like(q)
-            kernels.decode_attention(q, kv, out, self.attention_space)
+            out = self.attend(qkv, kv)
             stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
             inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
             stream = residual_linear(inner, down_w, None, residual, self.norm)
         logits = norm_linear(stream, self.norm, EPS, self.head)[0]
         kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
+
+    def attend(self, qkv: Tensor, kv: kernels.PagedKv) -> Tensor:
+        tokens = kernels.NewTokens(
+            qkv=qkv,
+            q_weight=self.head_norm,
+            k_weight=self.head_norm,
+            eps=EPS,
+            cos_sin=self.cos_sin,
+            positions=self.positions,
+            slot_mapping=self.slots,
+        )
+        if kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
+            return kernels.decode_projected(tokens, kv, self.attention_space)
+        norm, positions, slots = self.head_norm, self.positions, self.slots
+        q = kernels.qk_norm_rope_kv_write(
+            qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache, kv.kv_scales
+        )
+        out = torch.empty_like(q)
+        kernels.decode_attention(q, kv, out, self.attention_space)
+        return out
 
 
 def main() -> None:

@@ -54,4 +54,21 @@ __device__ __forceinline__ void CopyBulk(void* shared, const void* global, int b
       : "memory");
 }
 
+// For what is read once: it is the first to leave L2, instead of what every layer reads (block
+// tables, norm weights, the kernels' own instructions).
+__device__ __forceinline__ uint64_t EvictFirst() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void CopyBulk(void* shared, const void* global, int bytes,
+                                         uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+
 }  // namespace dlcore::kernels

@@ -10,9 +10,11 @@
 // the workspace, and the last of the pair's blocks to arrive merges them.
 //
 // Before it waits for the previous kernel, a block finds its work and has its first tokens brought
-// to L2. (A line that holds this step's own token may come too: the write updates it there.)
+// to L2. (A line that holds this step's own token may come too: the write updates it there.) Where
+// this block makes the step's own token (decode_query.cuh), tokens that it then reads include that
+// one, and those it read before are corrected.
 
-#include "kernels/decode_tile.cuh"
+#include "kernels/decode_query.cuh"
 
 namespace dlcore::kernels {
 namespace {
@@ -26,12 +28,15 @@ using Params = DecodeParams;
 template <int kHeadDim>
 constexpr int kQueryPitch = kHeadDim / 8 + 4;  // of 16 bytes
 
-template <int kHeadDim, class Shape>
+template <int kHeadDim, class Cache, class Shape, class Heads>
 struct Shared {
   uint4 query[kMaxGroup][kQueryPitch<kHeadDim>];
+  NewRows<kHeadDim, Cache> new_rows;
+  Segment<Shape> segment;  // at hand again after the products, which leave no registers for it
   union {
+    typename Heads::Prepared prepared;
     struct {
-      float o[Shape::kWarps][kMaxGroup][kHeadDim];
+      alignas(16) float o[Shape::kWarps][kMaxGroup][kHeadDim];
       float2 ml[Shape::kWarps][kMaxGroup];
     };
     float2 partial_ml[Shape::kBlocks + 1][kMaxGroup];
@@ -40,17 +45,17 @@ struct Shared {
   int is_last;
 };
 
-template <int kHeadDim, class Cache, class Shape>
+template <int kHeadDim, class Cache, class Shape, class Heads>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     DecodeAttention(const Params p) {
   constexpr int kWarps = Shape::kWarps, kThreads = Shape::kThreads;
   constexpr int kUnitTokens = Shape::kUnitTokens;
-  // Whether a step requests the next one's tokens: bf16 leaves no registers for it, and other warps
-  // fill the gap.
+  // Whether a step requests the next one's tokens, and a block its first before the previous kernel
+  // ends, where it can: bf16 leaves no registers for it, and other warps fill the gap.
   constexpr bool kAhead = sizeof(Cache) == 1;
   using Raw = typename CacheTraits<Cache>::Raw;
   extern __shared__ __align__(16) char shared_bytes[];
-  auto& shared = *reinterpret_cast<Shared<kHeadDim, Shape>*>(shared_bytes);
+  auto& shared = *reinterpret_cast<Shared<kHeadDim, Cache, Shape, Heads>*>(shared_bytes);
   int* unit_starts = reinterpret_cast<int*>(shared_bytes + sizeof(shared));
   const dlk_attention& a = p.a;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -64,54 +69,74 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
   int begin = blockIdx.x * per_block;
   const int end = min(begin + per_block, unit_starts[a.num_seqs] * a.num_kv_heads);
   // Idle blocks make room at once for the next kernel's; the first always waits, for the chain.
-  if (begin >= end && blockIdx.x != 0) return;
-  if (begin < end && lane == 0) {
-    const Segment<Shape> first(a, unit_starts, slot_of, begin, end);
-    for (int token = first.FirstToken(warp); token < first.EndToken(); token += kUnitTokens) {
+  if (begin >= end) {
+    if (blockIdx.x == 0) WaitForPrevious();
+    return;
+  }
+  WarpState<kHeadDim, Cache> state;
+  auto from_memory = [](const Cache* p) { return LoadCache<Raw>(p); };
+  auto load = [&](const Cache* keys) {
+    state.LoadKeys(keys, g, t, from_memory);
+    state.LoadValues(keys + v_offset, g, t, from_memory);
+  };
+  Segment<Shape> segment(a, unit_starts, slot_of, begin, end);
+  if (lane == 0) {
+    for (int token = segment.FirstToken(warp); token < segment.EndToken(); token += kUnitTokens) {
       const Cache* keys =
-          p.KeysAt<kHeadDim, Cache>(first.Block(token, p.block_shift), first.head, token);
+          p.KeysAt<kHeadDim, Cache>(segment.Block(token, p.block_shift), segment.head, token);
       PrefetchL2(keys, kWarpTokens * kHeadDim * sizeof(Cache));
       PrefetchL2(keys + v_offset, kWarpTokens * kHeadDim * sizeof(Cache));
-      if (token >= first.FirstToken(warp) + (kEarlySteps - 1) * kUnitTokens) break;
+      if (token >= segment.FirstToken(warp) + (kEarlySteps - 1) * kUnitTokens) break;
     }
   }
   for (int e = threadIdx.x; e < kMaxGroup * kQueryPitch<kHeadDim>; e += kThreads) {
     shared.query[0][e] = make_uint4(0, 0, 0, 0);
   }
+  Heads::Prepare(p, segment.seq, shared.prepared);
+  bool is_loaded = kAhead && Heads::kAddsToken && segment.FirstToken(warp) < segment.EndToken();
+  if (is_loaded) {
+    const int token = segment.FirstToken(warp);
+    load(p.KeysAt<kHeadDim, Cache>(segment.Block(token, p.block_shift), segment.head, token));
+  }
   __syncthreads();
   WaitForPrevious();
 
-  WarpState<kHeadDim, Cache> state;
-  while (begin < end) {
-    const Segment<Shape> segment(a, unit_starts, slot_of, begin, end);
-    const int head = segment.head;
+  auto advance = [&] {
     begin = segment.pair_start + segment.unit_end;
-    const int query = a.query_start_loc != nullptr ? a.query_start_loc[segment.seq] : segment.seq;
-    const int64_t first_head = static_cast<int64_t>(query) * a.num_q_heads + head * group;
-    const float k_scale = a.kv_scales != nullptr ? a.kv_scales[head] : 1.0f;
+    if (begin >= end) return;
+    segment = Segment<Shape>(a, unit_starts, slot_of, begin, end);
+    Heads::Prepare(p, segment.seq, shared.prepared);
+  };
+  for (; begin < end; advance()) {
+    const int kv_head = segment.head;
+    const float k_scale = a.kv_scales != nullptr ? a.kv_scales[kv_head] : 1.0f;
     const float scale = a.scale * k_scale * 1.44269504f;  // exponentials in base 2
 
     const int end_token = segment.EndToken();
     int token = segment.FirstToken(warp);
-    auto from_memory = [](const Cache* p) { return LoadCache<Raw>(p); };
-    auto load = [&](const Cache* keys) {
-      state.LoadKeys(keys, g, t, from_memory);
-      state.LoadValues(keys + v_offset, g, t, from_memory);
-    };
     int block = segment.Block(token, p.block_shift);
-    if (kAhead && token < end_token) load(p.KeysAt<kHeadDim, Cache>(block, head, token));
-    for (int e = threadIdx.x; e < group * kHeadDim / 8; e += kThreads) {
-      const uint4 q = Load16(static_cast<const bf16*>(a.q) + first_head * kHeadDim + e * 8);
-      shared.query[e / (kHeadDim / 8)][e % (kHeadDim / 8)] = CacheTraits<Cache>::ConvertQuery(q);
+    if (kAhead && !is_loaded && token < end_token) {
+      load(p.KeysAt<kHeadDim, Cache>(block, kv_head, token));
     }
+    is_loaded = false;
+    if (threadIdx.x == 0) shared.segment = segment;
+    Heads::Read(p, segment.seq, kv_head, segment.HasLastToken(), shared.prepared, shared.new_rows,
+                shared.query[0], kQueryPitch<kHeadDim>);
     state.Start();
     int next_block = segment.Block(token + kUnitTokens, p.block_shift);
     __syncthreads();
     while (token < end_token) {
-      if (!kAhead) load(p.KeysAt<kHeadDim, Cache>(block, head, token));
+      if (!kAhead) load(p.KeysAt<kHeadDim, Cache>(block, kv_head, token));
+      if constexpr (kAhead && Heads::kAddsToken) {
+        const int last = segment.len - 1 - token;
+        if (last < kWarpTokens) {
+          state.Replace(last, shared.new_rows.key, shared.new_rows.value, g, t,
+                        [&](int c) { return 64 * c + 8 * g; });
+        }
+      }
       const int next = token + kUnitTokens;
       const Cache* next_keys =
-          next < end_token ? p.KeysAt<kHeadDim, Cache>(next_block, head, next) : nullptr;
+          next < end_token ? p.KeysAt<kHeadDim, Cache>(next_block, kv_head, next) : nullptr;
       block = next_block;
       next_block = segment.Block(next + kUnitTokens, p.block_shift);
       state.template Step<4, false>(
@@ -128,6 +153,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     }
 
     // Merge the warps.
+    segment = shared.segment;
+    const int head = segment.head;
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
       float sum = state.sum[column];
@@ -153,6 +180,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     // A block is cut at most twice: in the pair it begins within, and in its last.
     const int partial = blockIdx.x * 2 + (segment.pair_start >= blockIdx.x * per_block ? 1 : 0);
     const float v_scale = a.kv_scales != nullptr ? a.kv_scales[a.num_kv_heads + head] : 1.0f;
+    const int query = a.query_start_loc != nullptr ? a.query_start_loc[segment.seq] : segment.seq;
+    const int64_t first_head = static_cast<int64_t>(query) * a.num_q_heads + head * group;
     auto* out = static_cast<bf16*>(a.out) + first_head * kHeadDim;
     for (int e = threadIdx.x; e < group * kHeadDim; e += kThreads) {
       const int member = e / kHeadDim, d = e % kHeadDim;
@@ -218,32 +247,36 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
   }
 }
 
+template <int kHeadDim, class Cache, class Shape, class Heads>
+cudaError_t RunHeads(const Params& p, cudaStream_t stream) {
+  const size_t smem =
+      sizeof(Shared<kHeadDim, Cache, Shape, Heads>) + (p.a.num_seqs + 1) * sizeof(int);
+  return Launch(DecodeAttention<kHeadDim, Cache, Shape, Heads>, Shape::kBlocks, Shape::kThreads,
+                smem, stream, p);
+}
+
+template <int kHeadDim, class Shape, class Cache>
+cudaError_t RunCache(const Params& p, cudaStream_t stream) {
+  return p.tokens.qkv != nullptr
+             ? RunHeads<kHeadDim, Cache, Shape, ProjectedHeads<kHeadDim, Cache>>(p, stream)
+             : RunHeads<kHeadDim, Cache, Shape, ReadyHeads<kHeadDim, Cache>>(p, stream);
+}
+
 template <int kHeadDim, class Shape>
 cudaError_t RunShape(const Params& p, cudaStream_t stream) {
-  const size_t smem = sizeof(Shared<kHeadDim, Shape>) + (p.a.num_seqs + 1) * sizeof(int);
-  return Launch(p.a.kv_scales != nullptr ? DecodeAttention<kHeadDim, fp8, Shape>
-                                         : DecodeAttention<kHeadDim, bf16, Shape>,
-                Shape::kBlocks, Shape::kThreads, smem, stream, p);
+  return p.a.kv_scales != nullptr ? RunCache<kHeadDim, Shape, fp8>(p, stream)
+                                  : RunCache<kHeadDim, Shape, bf16>(p, stream);
 }
 
 template <int kHeadDim>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
-  return p.a.num_seqs * p.a.num_kv_heads >= kManyPairs ? RunShape<kHeadDim, ManyPairs>(p, stream)
-                                                       : RunShape<kHeadDim, FewPairs>(p, stream);
+  const int pairs = p.a.num_seqs * p.a.num_kv_heads;
+  if (pairs >= kManyPairs) return RunShape<kHeadDim, ManyPairs>(p, stream);
+  return pairs >= kSomePairs ? RunShape<kHeadDim, SomePairs>(p, stream)
+                             : RunShape<kHeadDim, FewPairs>(p, stream);
 }
 
-}  // namespace
-}  // namespace dlcore::kernels
-
-int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim) {
-  using namespace dlcore::kernels;
-  return static_cast<int64_t>(kParts * kMaxGroup * (sizeof(float2) + head_dim * sizeof(float)) +
-                              sizeof(int) * max_num_seqs * num_kv_heads);
-}
-
-int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
-  using namespace dlcore::kernels;
-  const dlk_attention& a = *args;
+int RunDecode(const dlk_attention& a, const dlk_new_tokens& tokens, cudaStream_t stream) {
   if (a.num_q_heads % a.num_kv_heads != 0 || a.num_q_heads / a.num_kv_heads > kMaxGroup ||
       a.num_seqs > kMaxSeqs || a.block_size < kWarpTokens ||
       (a.block_size & (a.block_size - 1)) != 0) {
@@ -255,6 +288,7 @@ int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
   auto* bytes = reinterpret_cast<char*>(a.workspace);
   Params p{};
   p.a = a;
+  p.tokens = tokens;
   while (1 << p.block_shift < a.block_size) ++p.block_shift;
   p.partial_ml = reinterpret_cast<float2*>(bytes);
   bytes += kParts * kMaxGroup * sizeof(float2);
@@ -270,4 +304,27 @@ int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
       return Run<128>(p, stream);
   }
   return cudaErrorInvalidValue;
+}
+
+}  // namespace
+}  // namespace dlcore::kernels
+
+int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim) {
+  using namespace dlcore::kernels;
+  return static_cast<int64_t>(kParts * kMaxGroup * (sizeof(float2) + head_dim * sizeof(float)) +
+                              sizeof(int) * max_num_seqs * num_kv_heads);
+}
+
+int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
+  return dlcore::kernels::RunDecode(*args, {}, stream);
+}
+
+int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens,
+                         cudaStream_t stream) {
+  using namespace dlcore::kernels;
+  if (args->query_start_loc != nullptr || args->num_q_heads / args->num_kv_heads >= kMaxGroup ||
+      tokens->qkv == nullptr || (tokens->q_weight == nullptr) != (tokens->k_weight == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  return RunDecode(*args, *tokens, stream);
 }

@@ -19,7 +19,8 @@ inline bool StreamPays(int num_seqs, int num_kv_heads, int row_bytes) {
   return num_seqs * num_kv_heads >= (row_bytes >= 256 ? 264 : 1024);
 }
 
-// Many small blocks for many pairs, one large block per multiprocessor for few.
+// One large block per multiprocessor for few pairs; smaller ones for more, so that each has a pair
+// of its own and begins beside the kernel before.
 template <int kNumWarps>
 struct Shape {
   static constexpr int kWarps = kNumWarps;
@@ -31,8 +32,9 @@ struct Shape {
   static constexpr int kWholeUnits = kWarps == 16 ? 4 : 8;
 };
 using FewPairs = Shape<16>;
+using SomePairs = Shape<8>;
 using ManyPairs = Shape<4>;
-inline constexpr int kManyPairs = 264;
+inline constexpr int kSomePairs = FewPairs::kBlocks + 1, kManyPairs = SomePairs::kBlocks;
 inline constexpr int kMaxBlocks = ManyPairs::kBlocks;
 
 template <class Shape>
@@ -120,6 +122,7 @@ struct Segment {
     table = a.block_tables + static_cast<int64_t>(slot_of(seq)) * a.max_blocks;
   }
   __device__ bool IsWholePair() const { return unit_begin == 0 && unit_end == num_units; }
+  __device__ bool HasLastToken() const { return unit_end == num_units; }
   __device__ int FirstToken(int warp) const {
     return unit_begin * Shape::kUnitTokens + warp * kWarpTokens;
   }

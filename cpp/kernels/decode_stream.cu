@@ -6,12 +6,16 @@
 // A pair that is cut ends in several warps: each leaves its sums in the workspace, unless it sees
 // that it is the last, which merges them.
 //
-// Tokens of earlier steps are requested before the previous kernel ends.
+// Where queries come from the projection, those of a warp's second pair and of later ones come
+// through the ring too, before their tokens. Tokens of
+// earlier steps are requested before the previous kernel ends: all of them where the token that
+// this step adds comes from the projection (decode_query.cuh).
 
 #include <algorithm>
 
 #include "kernels/barrier.cuh"
 #include "kernels/decode_merge.cuh"
+#include "kernels/decode_query.cuh"
 
 namespace dlcore::kernels {
 namespace {
@@ -69,8 +73,9 @@ __device__ __forceinline__ void ReadStage(const Stage& stage, int g, int t,
   }
 }
 
-// The run's units in the order in which they are requested.
-template <int kWarps, int kHeadDim, class Cache>
+// The run's units in the order in which they are requested, and before each pair's what its queries
+// are made of, but for the first pair's.
+template <int kWarps, int kHeadDim, class Cache, class Query>
 struct Requests {
   using Ring = Ring<kWarps, kHeadDim, Cache>;
   using WarpSegment = Segment<WarpShape<kWarps>>;
@@ -78,10 +83,12 @@ struct Requests {
   const SeqTable& seqs;
   int end;  // of the run
   WarpSegment segment;
-  int unit;                 // the next
-  int window;               // lane i holds the block of unit window + i in blocks, of 32 more in
-  int blocks, next_blocks;  // next_blocks
-  bool done;
+  int unit;                    // the next
+  int window;                  // lane i holds the block of unit window + i in blocks, of 32 more in
+  int blocks, next_blocks;     // next_blocks
+  int position = 0, slot = 0;  // of the segment's last token, where this kernel adds it
+  bool at_queries, done;
+  const uint64_t policy = EvictFirst();
 
   __device__ Requests(const DecodeParams& params, const SeqTable& table, int begin, int run_end)
       : p(params),
@@ -90,8 +97,14 @@ struct Requests {
         segment(seqs.SegmentAt<WarpShape<kWarps>>(p.a, begin, end)),
         done(false) {
     BeginSegment();
+    at_queries = false;
   }
   __device__ void BeginSegment() {
+    at_queries = Query::kAddsToken;
+    if constexpr (Query::kAddsToken) {
+      position = p.tokens.positions[segment.seq];
+      slot = p.tokens.slot_mapping[segment.seq];
+    }
     unit = window = segment.unit_begin;
     blocks = BlockOf(unit);
     next_blocks = BlockOf(unit + kWarpSize);
@@ -100,19 +113,36 @@ struct Requests {
     return segment.Block((first_unit + static_cast<int>(threadIdx.x) % kWarpSize) * kWarpTokens,
                          p.block_shift);
   }
-  // Whether the next unit holds the token that this step adds.
-  __device__ bool HoldsNewToken() const { return (unit + 1) * kWarpTokens >= segment.len; }
+  // Whether the next request is for what the kernels before this one write.
+  __device__ bool NeedsPrevious() const {
+    return at_queries || (!Query::kAddsToken && (unit + 1) * kWarpTokens >= segment.len);
+  }
+  __device__ typename Query::Rows Queries() const {
+    return Query::InMemory(p, segment.seq, segment.head, position);
+  }
 
-  // Requests the next unit; its bytes complete `full`.
-  __device__ void Next(typename Ring::Stage* stage, uint64_t* full) {
+  // Requests what comes next; its bytes complete `full`.
+  __device__ void Next(typename Ring::Stage* stage, uint64_t* full, int* stage_slot) {
+    if constexpr (Query::kAddsToken) {
+      if (at_queries) {
+        at_queries = false;
+        if (threadIdx.x % kWarpSize != 0) return;
+        *stage_slot = slot;
+        Query::Request(p, Queries(), reinterpret_cast<char*>(stage), full);
+        return;
+      }
+    }
     const int token = unit * kWarpTokens;
     const int block = __shfl_sync(kFullMask, blocks, unit - window);
     if (threadIdx.x % kWarpSize == 0) {
-      const int bytes = min(kWarpTokens, segment.len - token) * Ring::kRowBytes;
+      const int num_cached = segment.len - token - (Query::kAddsToken ? 1 : 0);
+      const int bytes = min(kWarpTokens, num_cached) * Ring::kRowBytes;
       const auto* keys = p.KeysAt<kHeadDim, Cache>(block, segment.head, token);
       ArriveExpecting(full, 2 * bytes);
-      CopyBulk(stage->keys, keys, bytes, full);
-      CopyBulk(stage->values, keys + p.ValueOffset<kHeadDim>(), bytes, full);
+      if (bytes > 0) {
+        CopyBulk(stage->keys, keys, bytes, full, policy);
+        CopyBulk(stage->values, keys + p.ValueOffset<kHeadDim>(), bytes, full, policy);
+      }
     }
     Advance();
   }
@@ -132,7 +162,7 @@ struct Requests {
   }
 };
 
-template <int kWarps, int kHeadDim, class Cache>
+template <int kWarps, int kHeadDim, class Cache, class Query>
 __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const DecodeParams p) {
   using Shape = WarpShape<kWarps>;
   using Ring = Ring<kWarps, kHeadDim, Cache>;
@@ -140,6 +170,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   extern __shared__ __align__(128) char shared_bytes[];
   __shared__ uint64_t barriers[kWarps][Ring::kStages];
   __shared__ int3 scratch[kWarps];
+  __shared__ NewRows<kHeadDim, Cache> new_rows[Query::kAddsToken ? kWarps : 1];
+  __shared__ int stage_slots[kWarps][Ring::kStages];
   const dlk_attention& a = p.a;
   const SeqTable seqs(shared_bytes + kWarps * sizeof(Ring), a.num_seqs);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -159,33 +191,41 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
     if (blockIdx.x == 0) WaitForPrevious();  // for the chain
     return;
   }
-  Requests<kWarps, kHeadDim, Cache> requests(p, seqs, begin, end);
-  int stage = 0;
-  while (stage < Ring::kStages && !requests.done && !requests.HoldsNewToken()) {
-    requests.Next(stages + stage, full + stage);
+  Requests<kWarps, kHeadDim, Cache, Query> requests(p, seqs, begin, end);
+  NewRows<kHeadDim, Cache>& rows = new_rows[Query::kAddsToken ? warp : 0];
+  int* slots = stage_slots[warp];
+  auto segment = requests.segment;
+  auto queries = requests.Queries();
+  int slot = requests.slot, stage = 0;
+  while (stage < Ring::kStages && !requests.done && !requests.NeedsPrevious()) {
+    requests.Next(stages + stage, full + stage, slots + stage);
     ++stage;
   }
+  Query source(p);
+  source.LoadEarly(queries);
   WaitForPrevious();
   while (stage < Ring::kStages && !requests.done) {
-    requests.Next(stages + stage, full + stage);
+    requests.Next(stages + stage, full + stage, slots + stage);
     ++stage;
   }
 
   WarpState<kHeadDim, Cache> state;
   int parity = 0;
   stage = 0;
-  while (begin < end) {
-    const auto segment = seqs.SegmentAt<Shape>(a, begin, end);
+  auto release = [&] {  // the place whose bytes are in registers, for the next request
+    __syncwarp();
+    if (!requests.done) requests.Next(stages + stage, full + stage, slots + stage);
+    if (++stage == Ring::kStages) stage = 0, parity ^= 1;
+  };
+  for (bool in_ring = false;; in_ring = true) {
     begin = segment.pair_start + segment.unit_end;
     const int head = segment.head;
     const int token = a.query_start_loc != nullptr ? a.query_start_loc[segment.seq] : segment.seq;
     const int64_t first_head = static_cast<int64_t>(token) * a.num_q_heads + head * group;
     uint4 query[kHeadDim / 32];
-#pragma unroll
-    for (int j = 0; j < kHeadDim / 32; ++j) {
-      const auto* q = static_cast<const bf16*>(a.q) + (first_head + g) * kHeadDim + 32 * j + 8 * t;
-      query[j] = g < group ? CacheTraits<Cache>::ConvertQuery(Load16(q)) : make_uint4(0, 0, 0, 0);
-    }
+    source.Load(p, queries, head, slot, segment.HasLastToken(), rows, query);
+    __syncwarp();
+    if (Query::kAddsToken && in_ring) release();
     const float k_scale = a.kv_scales != nullptr ? a.kv_scales[head] : 1.0f;
     const float v_scale = a.kv_scales != nullptr ? a.kv_scales[a.num_kv_heads + head] : 1.0f;
     const float scale = a.scale * k_scale * 1.44269504f;  // exponentials in base 2
@@ -194,14 +234,29 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
     for (int first = segment.unit_begin * kWarpTokens; first < end_token; first += kWarpTokens) {
       Wait(full + stage, parity);
       ReadStage(stages[stage], g, t, state);
-      __syncwarp();
-      if (!requests.done) requests.Next(stages + stage, full + stage);
-      if (++stage == Ring::kStages) stage = 0, parity ^= 1;
+      if constexpr (Query::kAddsToken) {
+        const int last = segment.len - 1 - first;
+        if (last < kWarpTokens) {
+          state.Replace(last, rows.key, rows.value, g, t,
+                        [&](int c) { return 8 * (state.kHalves * g + c); });
+        }
+      }
+      release();
       state.template Step<1, true>(segment.len - first, scale, query, g, t);
     }
     Sums::Complete(state);
     if (segment.IsWholePair() || Sums::Merge(p, runs, segment, worker, state)) {
       Sums::Store(state, v_scale, group, static_cast<bf16*>(a.out) + first_head * kHeadDim);
+    }
+    if (begin >= end) break;
+    segment = seqs.SegmentAt<Shape>(a, begin, end);
+    if constexpr (Query::kAddsToken) {
+      Wait(full + stage, parity);
+      queries = Query::At(p, reinterpret_cast<const char*>(stages + stage));
+      slot = slots[stage];
+      source.LoadEarly(queries);
+    } else {
+      queries = Query::InMemory(p, segment.seq, segment.head, 0);
     }
   }
 }
@@ -210,8 +265,10 @@ template <int kWarps, int kHeadDim, class Cache>
 cudaError_t Run(const DecodeParams& p, cudaStream_t stream) {
   static_assert(sizeof(Ring<kWarps, kHeadDim, Cache>) * kWarps == kRingsBytes);
   const size_t smem = kRingsBytes + SeqTable::Bytes(p.a.num_seqs);
-  return Launch(StreamDecode<kWarps, kHeadDim, Cache>, WarpShape<kWarps>::kBlocks,
-                WarpShape<kWarps>::kThreads, smem, stream, p);
+  return Launch(p.tokens.qkv != nullptr
+                    ? StreamDecode<kWarps, kHeadDim, Cache, ProjectedQuery<kHeadDim, Cache>>
+                    : StreamDecode<kWarps, kHeadDim, Cache, ReadyQuery<kHeadDim, Cache>>,
+                WarpShape<kWarps>::kBlocks, WarpShape<kWarps>::kThreads, smem, stream, p);
 }
 
 // One warp on each of a multiprocessor's schedulers while that is enough for all pairs.

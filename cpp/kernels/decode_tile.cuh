@@ -14,11 +14,13 @@ namespace dlcore::kernels {
 
 struct DecodeParams {
   dlk_attention a;
-  int block_shift;     // block_size = 1 << block_shift
-  int* arrived;        // [S, Hk], zero between launches
-  float2* partial_ml;  // [kParts, kMaxGroup]: maximum, sum
-  float* partial_o;    // [kParts, kMaxGroup * D]
+  dlk_new_tokens tokens;  // of no use where qkv is null: a kernel before made queries and cache
+  int block_shift;        // block_size = 1 << block_shift
+  int* arrived;           // [S, Hk], zero between launches
+  float2* partial_ml;     // [kParts, kMaxGroup]: maximum, sum
+  float* partial_o;       // [kParts, kMaxGroup * D]
 
+  __device__ int Group() const { return a.num_q_heads / a.num_kv_heads; }
   // Where a token's key of one head lies; its value is ValueOffset further on.
   template <int kHeadDim, class Cache>
   __device__ const Cache* KeysAt(int block, int head, int token) const {
@@ -79,6 +81,29 @@ struct WarpState {
 #pragma unroll
       for (int c = 0; c < kHalves; ++c) {
         values[i][c] = load(rows + token * kHeadDim + 64 * c + 8 * g);
+      }
+    }
+  }
+
+  // Replaces a loaded token by the one that the cache may not hold yet. value_column(c): which d
+  // values[i][c] begin at.
+  template <class ValueColumn>
+  __device__ void Replace(int token, const Cache* key, const Cache* value, int g, int t,
+                          ValueColumn value_column) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      if (g + 8 * row != token) continue;
+#pragma unroll
+      for (int j = 0; j < kQueryVectors; ++j) {
+        keys[row][j] = *reinterpret_cast<const Raw*>(key + 32 * j + 8 * t);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (2 * t + (i % 2) + (i / 2) * 8 != token) continue;
+#pragma unroll
+      for (int c = 0; c < kHalves; ++c) {
+        values[i][c] = *reinterpret_cast<const Raw*>(value + value_column(c));
       }
     }
   }

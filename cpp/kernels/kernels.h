@@ -85,7 +85,7 @@ int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void*
 // What paged attention reads.
 struct dlk_attention {
   const void* q;                   // [T, Hq, D]
-  const void* kv_cache;            // [blocks, 2, Hk, block_size, D]
+  void* kv_cache;                  // [blocks, 2, Hk, block_size, D]
   const float* kv_scales;          // null: bf16 cache; float32 [2, Hk]: E4M3 cache
   void* out;                       // [T, Hq, D]
   const int32_t* query_start_loc;  // [S + 1], or null: sequence s is token s
@@ -102,6 +102,21 @@ int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_
 // Sequences with exactly one query token (others are skipped). D is 64 or 128, Hq / Hk <= 8,
 // block_size a power of two >= 16.
 int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream);
+
+// A decode step's new tokens as the projection leaves them; as in dlk_qk_norm_rope_kv_write.
+struct dlk_new_tokens {
+  const void* qkv;              // [S, (Hq + 2 Hk) D]
+  const void* q_weight;         // [D] or null
+  const void* k_weight;         // [D] or null, like q_weight
+  const float* cos_sin;         // [max_positions, D]
+  const int32_t* positions;     // [S]
+  const int32_t* slot_mapping;  // [S]; of sequence s's last token, -1 = not written
+  float eps;
+};
+// dlk_qk_norm_rope_kv_write and dlk_decode_attention at once, with the same results. Sequence s is
+// token s (args->query_start_loc is null), Hq / Hk <= 7, args->q is not read.
+int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens,
+                         cudaStream_t stream);
 
 // Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128,
 // block_size a power of two from 16 to 128.

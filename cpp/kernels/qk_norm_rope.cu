@@ -1,8 +1,7 @@
 // q/k norm, rotation and the write of k and v to the paged cache, one pass over qkv.
-// D / 8 lanes hold one head, 8 values each; a value's rotation partner (D/2 away) is in the lane
-// D/16 away.
 
 #include "kernels/decode_schedule.cuh"
+#include "kernels/head_rotation.cuh"
 
 namespace dlcore::kernels {
 namespace {
@@ -24,45 +23,6 @@ struct Params {
   float eps;
 };
 
-template <int kHeadDim>
-__device__ void NormHead(float (&v)[8], const bf16* weight, int lane, float eps) {
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) sum += v[j] * v[j];
-  const float inverse_rms = rsqrtf(WarpSum<kHeadDim / 8>(sum) / kHeadDim + eps);
-  float w[8];
-  Unpack8(Load16(weight + lane * 8), w);
-#pragma unroll
-  for (int j = 0; j < 8; ++j) v[j] *= inverse_rms * w[j];
-}
-
-template <int kHeadDim>
-__device__ void Rotate(float (&v)[8], const float* cos_sin, int lane) {
-  constexpr int kHalfLanes = kHeadDim / 16;
-  const float* cosines = cos_sin + lane % kHalfLanes * 8;
-  const float* sines = cosines + kHeadDim / 2;
-  const float sign = lane < kHalfLanes ? -1.0f : 1.0f;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float partner = __shfl_xor_sync(kFullMask, v[j], kHalfLanes);
-    v[j] = v[j] * cosines[j] + sign * partner * sines[j];
-  }
-}
-
-__device__ __forceinline__ void StoreCache(bf16* p, const float (&v)[8], float) {
-  Store16(p, Pack8(v));
-}
-__device__ __forceinline__ void StoreCache(fp8* p, const float (&v)[8], float inverse_scale) {
-  __nv_fp8x2_storage_t pairs[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    pairs[j] = __nv_cvt_float2_to_fp8x2(
-        make_float2(v[2 * j] * inverse_scale, v[2 * j + 1] * inverse_scale), __NV_SATFINITE,
-        __NV_E4M3);
-  }
-  *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
-}
-
 // One head of one token; a lane's 8 values of it.
 template <int kHeadDim, class Cache>
 __device__ __forceinline__ void Process(const Params& p, int token, int head, int lane, bool valid,
@@ -79,9 +39,12 @@ __device__ __forceinline__ void Process(const Params& p, int token, int head, in
 #pragma unroll
   for (int j = 0; j < 8; ++j) rotated[j] = v[j];
   if (p.q_weight != nullptr) {
-    NormHead<kHeadDim>(rotated, is_q ? p.q_weight : p.k_weight, lane, p.eps);
+    const bf16* weight = is_q ? p.q_weight : p.k_weight;
+    NormLanes<kHeadDim>(rotated, Load16(weight + lane * 8), p.eps);
   }
-  Rotate<kHeadDim>(rotated, p.cos_sin + static_cast<int64_t>(position) * kHeadDim, lane);
+  const float* cosines =
+      p.cos_sin + static_cast<int64_t>(position) * kHeadDim + lane % (kHeadDim / 16) * 8;
+  RotateLanes<kHeadDim>(rotated, cosines, cosines + kHeadDim / 2, lane);
   if (!valid) return;
   if (is_q) {
     bf16* out = p.q_out + (static_cast<int64_t>(token) * p.num_q_heads + head) * kHeadDim;
@@ -103,7 +66,8 @@ __device__ __forceinline__ void Process(const Params& p, int token, int head, in
 
 // kLooped: a block has several turns.
 template <int kHeadDim, class Cache, bool kLooped>
-__global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0) QkNormRopeKvWrite(const Params p) {
+__global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0)
+    QkNormRopeKvWrite(const Params p) {
   constexpr int kLanes = kHeadDim / 8, kHeads = kThreads / kLanes;  // of a block
   AllowNext();
   const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;

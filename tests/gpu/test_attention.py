@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,6 +36,8 @@ def _decode(case: PagedCase, workspace: torch.Tensor | None = None) -> torch.Ten
         ([333, 4097], {"block_size": 32}),
         ([333, 4097], {"block_size": 64, "num_q_heads": 8}),
         (list(range(1, 1000, 4)), {}),
+        ([300] * 20, {}),
+        ([7000, 17] * 10, {}),
         ([300, 9000], {"fp8": True}),
         ([333, 4097], {"head_dim": 64, "fp8": True}),
         # many pairs: whole ones, cut ones, and both ways with every kind of cache
@@ -111,6 +115,91 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
             for seq in range(num_seqs):
                 where, reference = case.reference(seq)
                 assert relative_error(out[where], reference) < BOUND, seq
+
+
+def _projected(case: PagedCase, with_norm: bool) -> kernels.NewTokens:
+    """Random projections of the token that each sequence of the case ends with."""
+    tables, slots = case.kv.block_tables, case.kv.seq_slots
+    assert slots is not None
+    _, _, num_kv_heads, block_size, head_dim = case.kv.kv_cache.shape
+    num_seqs, num_q_heads = case.q.shape[:2]
+    device = tables.device
+    last = case.kv.seq_lens.long() - 1
+    blocks = tables[slots.long(), last.clamp(min=0) // block_size]
+    heads = torch.randn(num_seqs, num_q_heads + 2 * num_kv_heads, head_dim, device=device)
+    weights = [torch.rand(head_dim, device=device).bfloat16() + 0.5 for _ in range(2)]
+    return kernels.NewTokens(
+        qkv=heads.bfloat16().flatten(1),
+        q_weight=weights[0] if with_norm else None,
+        k_weight=weights[1] if with_norm else None,
+        eps=1e-6,
+        cos_sin=torch.randn(50, head_dim, device=device),
+        positions=torch.randint(50, (num_seqs,), dtype=torch.int32, device=device),
+        slot_mapping=torch.where(last < 0, -1, blocks * block_size + last % block_size).int(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("seq_lens", "options"),
+    [
+        ([1], {}),
+        ([16, 17, 300], {"num_q_heads": 32}),
+        ([128, 129, 1, 17, 2000], {"num_q_heads": 14, "num_kv_heads": 2}),
+        ([40000, 5, 700], {"num_q_heads": 56}),
+        ([333, 4097], {"head_dim": 64, "block_size": 32}),
+        ([300, 9000, 16], {"fp8": True}),
+        ([333, 4097], {"head_dim": 64, "fp8": True, "block_size": 64}),
+        ([300] * 20, {}),
+        ([7000, 17] * 10, {}),
+        ([256] * 40, {"num_q_heads": 32}),
+        (list(range(1, 1000, 4)), {}),
+        ([20000, 17] * 20, {}),
+        ([1] * 300, {"num_q_heads": 8}),
+        (list(range(240, 340)), {"num_q_heads": 56, "block_size": 64}),
+        ([3000] + [1] * 140, {"num_kv_heads": 2, "num_q_heads": 14}),
+        (list(range(1, 600, 4)), {"head_dim": 64}),
+        (list(range(1, 300, 4)), {"fp8": True, "num_q_heads": 24}),
+        (list(range(1, 600, 4)), {"fp8": True}),
+        (list(range(1, 600, 4)), {"head_dim": 64, "fp8": True}),
+    ],
+)
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_decode_from_the_projection_equals_the_two_kernels(
+    seq_lens: list[int], options: dict, with_norm: bool
+) -> None:
+    case = PagedCase.random([1] * len(seq_lens), seq_lens, **options)
+    tokens = _projected(case, with_norm)
+    cache = case.kv.kv_cache
+    num_kv_heads, head_dim = cache.shape[2], cache.shape[4]
+    workspace = kernels.decode_workspace(1024, num_kv_heads, head_dim, cache.device)
+    kv = replace(case.kv, query_start_loc=None)
+    # The new token's place holds NaN: nothing may read it before it is written.
+    kept = tokens.slot_mapping[tokens.slot_mapping >= 0].long()
+    nan = torch.full((), 255, dtype=torch.uint8, device=cache.device)
+    block_size = cache.shape[3]
+    cache.view(torch.uint8)[kept // block_size, :, :, kept % block_size] = nan
+    for _ in range(2):  # the workspace is clean after a launch
+        own = cache.clone()
+        out = kernels.decode_projected(tokens, replace(kv, kv_cache=own), workspace)
+    q = kernels.qk_norm_rope_kv_write(
+        tokens.qkv,
+        tokens.q_weight,
+        tokens.k_weight,
+        tokens.eps,
+        tokens.cos_sin,
+        tokens.positions,
+        tokens.slot_mapping,
+        cache,
+        kv.kv_scales,
+    )
+    expected = torch.empty_like(q)
+    kernels.decode_attention(q, kv, expected, workspace)
+    live = slice(0, len(seq_lens))  # not the padding
+    assert torch.equal(own.view(torch.uint8), cache.view(torch.uint8))
+    # The order in which a pair's parts arrive is the order of the sum.
+    assert relative_error(out[live], expected[live].float()) < BOUND / 3
+    short = [seq for seq, n in enumerate(seq_lens) if max(seq_lens) <= 64 or n <= 16]
+    assert torch.equal(out[short], expected[short])
 
 
 @pytest.mark.parametrize(

@@ -44,17 +44,9 @@ class HopperAttention:
     ) -> Tensor:
         """See AttentionBackend."""
         is_mixed = step.kind == "mixed"
-        if not _supports(q, kv_cache, step):
+        if not _supports(q, q.shape[1], kv_cache, step):
             return triton_attention.paged_attention(q, kv_cache, step, state, scale, kv_scales)
-        paged = kernels.PagedKv(
-            kv_cache=kv_cache,
-            kv_scales=kv_scales,
-            query_start_loc=step.query_start_loc if is_mixed else None,
-            seq_lens=step.seq_lens,
-            seq_slots=step.seq_slots,
-            block_tables=state.block_tables,
-            scale=scale,
-        )
+        paged = _paged(kv_cache, step, state, scale, kv_scales)
         out = torch.empty_like(q)
         kernels.decode_attention(q, paged, out, self.workspace)
         if is_mixed and q.shape[2] == kernels.PREFILL_HEAD_DIM:
@@ -65,15 +57,59 @@ class HopperAttention:
             )
         return out
 
+    def takes_projected(
+        self, tokens: kernels.NewTokens, kv_cache: Tensor, step: StepBuffers
+    ) -> bool:
+        """Whether `attend_projected` is for this step."""
+        num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+        num_q_heads = tokens.qkv.shape[1] // head_dim - 2 * num_kv_heads
+        return (
+            step.kind == "decode"
+            and num_q_heads // num_kv_heads <= kernels.MAX_PROJECTED_GROUP
+            and kernels.decode_projected_pays(step.num_seqs, num_q_heads, kv_cache)
+            and _supports(tokens.qkv, num_q_heads, kv_cache, step)
+        )
 
-def _supports(q: Tensor, kv_cache: Tensor, step: StepBuffers) -> bool:
+    def attend_projected(
+        self,
+        tokens: kernels.NewTokens,
+        kv_cache: Tensor,
+        step: StepBuffers,
+        state: DeviceState,
+        scale: float,
+        kv_scales: Tensor | None,
+    ) -> Tensor:
+        """See attention.projected."""
+        paged = _paged(kv_cache, step, state, scale, kv_scales)
+        return kernels.decode_projected(tokens, paged, self.workspace)
+
+
+def _paged(
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None,
+) -> kernels.PagedKv:
+    return kernels.PagedKv(
+        kv_cache=kv_cache,
+        kv_scales=kv_scales,
+        query_start_loc=step.query_start_loc if step.kind == "mixed" else None,
+        seq_lens=step.seq_lens,
+        seq_slots=step.seq_slots,
+        block_tables=state.block_tables,
+        scale=scale,
+    )
+
+
+def _supports(activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers) -> bool:
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     return (
-        kernels.usable(q)
+        kernels.usable(activations)
         and kv_cache.dtype in kernels.KV_CACHE_DTYPES
         and head_dim in kernels.ATTENTION_HEAD_DIMS
         and block_size in (16, 32, 64)
-        and q.shape[1] // num_kv_heads <= kernels.MAX_ATTENTION_GROUP
+        and num_q_heads // num_kv_heads <= kernels.MAX_ATTENTION_GROUP
         and num_kv_heads <= MAX_KV_HEADS
         and step.num_seqs <= kernels.MAX_ATTENTION_SEQS
     )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from dlcore.attention import AttentionBackend
+from dlcore.attention.projected import attend_projected
 from dlcore.layers.linear import Linear
 from dlcore.layers.norm import RMSNorm
+from dlcore.ops.kernels import NewTokens
 from dlcore.ops.linear import norm_linear, residual_linear
-from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import scales_for
 from dlcore.step_buffers import DeviceState, StepBuffers
@@ -85,16 +86,16 @@ class GqaAttention(nn.Module):
         `kv_cache`. next_norm: the one that will read the result."""
         qkv_proj, o_proj = self.qkv_proj, self.o_proj
         qkv, residual = norm_linear(stream, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias)
-        q = qk_norm_rope_kv_write(
-            qkv,
-            self.q_norm,
-            self.k_norm,
-            self.norm_eps,
-            cos_sin,
-            step.positions,
-            step.slot_mapping,
-            kv_cache,
-            self.kv_scales,
+        tokens = NewTokens(
+            qkv=qkv,
+            q_weight=self.q_norm,
+            k_weight=self.k_norm,
+            eps=self.norm_eps,
+            cos_sin=cos_sin,
+            positions=step.positions,
+            slot_mapping=step.slot_mapping,
         )
-        out = self.backend(q, kv_cache, step, state, self.scale, self.kv_scales).flatten(1)
+        out = attend_projected(
+            self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales
+        ).flatten(1)
         return residual_linear(out, o_proj.weight, o_proj.bias, residual, next_norm.weight)

@@ -1,0 +1,40 @@
+"""Attention that starts from the qkv projection: where the two kernels of it are one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dlcore.attention import AttentionBackend
+from dlcore.attention.hopper_attention import HopperAttention
+from dlcore.ops.kernels import NewTokens
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from dlcore.step_buffers import DeviceState, StepBuffers
+
+
+def attend_projected(
+    backend: AttentionBackend,
+    tokens: NewTokens,
+    kv_cache: Tensor,
+    step: StepBuffers,
+    state: DeviceState,
+    scale: float,
+    kv_scales: Tensor | None,
+) -> Tensor:
+    """Norms and rotates q and k, writes k and v to `kv_cache`, attends: [T, Hq, D].
+
+    tokens: of the whole step, whatever its kind. The rest: see AttentionBackend.
+    """
+    if isinstance(backend, HopperAttention) and backend.takes_projected(tokens, kv_cache, step):
+        return backend.attend_projected(tokens, kv_cache, step, state, scale, kv_scales)
+    q = qk_norm_rope_kv_write(
+        tokens.qkv,
+        tokens.q_weight,
+        tokens.k_weight,
+        tokens.eps,
+        tokens.cos_sin,
+        tokens.positions,
+        tokens.slot_mapping,
+        kv_cache,
+        kv_scales,
+    )
+    return backend(q, kv_cache, step, state, scale, kv_scales)
