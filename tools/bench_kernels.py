@@ -9,88 +9,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 import torch
+from decode_step import DecodeStep
+from kernel_inputs import EPS, SHAPES, VOCAB, Shape, bf16, paged_kv
+from kernel_timing import Case, sets_for, time_us
 from torch import Tensor
 from torch.nn import functional
 
 from dlcore.attention import triton_attention
 from dlcore.ops import kernels, sample_kernels
-from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
-from dlcore.ops.residual_stream import ResidualStream
 from dlcore.ops.tile_linear import linear_tile, tile_linear
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
-
-L2_BYTES = 50e6
-EPS = 1e-6
-VOCAB = 151936
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    name: str
-    layers: int
-    hidden: int
-    q_heads: int
-    kv_heads: int
-    inner: int
-    head_dim: int = 128
-
-
-SHAPES = (
-    Shape(name="0.6b", layers=28, hidden=1024, q_heads=16, kv_heads=8, inner=3072),
-    Shape(name="8b", layers=36, hidden=4096, q_heads=32, kv_heads=8, inner=12288),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    op: str
-    shape: str
-    run: Callable[[int], object]  # the i-th launch, over the i-th set of inputs
-    num_sets: int
-    num_bytes: float = 0.0
-    flops: float = 0.0
-    launches: int = 1  # per run
-
-
-def bf16(*shape: int, scale: float = 1.0) -> Tensor:
-    return torch.empty(*shape, device="cuda", dtype=torch.bfloat16).normal_(0, scale)
-
-
-def sets_for(num_bytes: float) -> int:
-    return max(2, min(64, int(3 * L2_BYTES / num_bytes) + 1))
-
-
-def new_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def time_us(case: Case, repeats: int = 15) -> float:
-    runs = max(case.num_sets, 20 if case.launches == 1 else 1)
-    torch.cuda.synchronize()  # the inputs were made on another stream
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        for i in range(case.num_sets):
-            case.run(i)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for i in range(runs):
-            case.run(i % case.num_sets)
-    times = []
-    for i in range(repeats + 3):
-        start, end = new_event(), new_event()
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if i >= 3:
-            times.append(start.elapsed_time(end) * 1e3 / runs)
-    return float(statistics.median(times))
 
 
 def linear_cases(tokens: tuple[int, ...], row_tiles: tuple[int, ...]) -> Iterator[Case]:
@@ -194,30 +125,6 @@ def _rope_case(label: str, shape: Shape, tokens: int) -> Case:
         run=lambda i: kernels.qk_norm_rope_kv_write(
             qkv[i], norm, norm, EPS, cos_sin, positions, positions, cache
         ),
-    )
-
-
-def paged_kv(
-    shape: Shape, query_lens: list[int], seq_lens: list[int], *, fp8: bool = False
-) -> kernels.PagedKv:
-    blocks_each = [-(-n // 16) for n in seq_lens]
-    total = sum(blocks_each)
-    cache = bf16(total, 2, shape.kv_heads, 16, shape.head_dim)
-    order = torch.randperm(total, dtype=torch.int32)
-    tables = torch.zeros(len(seq_lens), max(blocks_each), dtype=torch.int32)
-    start = 0
-    for s, n in enumerate(blocks_each):
-        tables[s, :n] = order[start : start + n]
-        start += n
-    starts = torch.tensor([0, *query_lens]).cumsum(0).int()
-    return kernels.PagedKv(
-        kv_cache=cache.to(torch.float8_e4m3fn) if fp8 else cache,
-        kv_scales=torch.ones(2, shape.kv_heads, device="cuda") if fp8 else None,
-        query_start_loc=starts.cuda(),
-        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device="cuda"),
-        seq_slots=torch.arange(len(seq_lens), dtype=torch.int32, device="cuda"),
-        block_tables=tables.cuda(),
-        scale=shape.head_dim**-0.5,
     )
 
 
@@ -405,10 +312,10 @@ def _draw_case(
     )
 
 
-def decode_step_cases() -> Iterator[Case]:
+def decode_step_cases(batches: list[int]) -> Iterator[Case]:
     """All layers of a decode step with their own weights, the head and the argmax: one graph."""
     for shape in SHAPES:
-        for batch in (1, 8, 16, 32, 64, 128, 256):
+        for batch in batches:
             step = DecodeStep(shape, batch, context=256)
             yield Case(
                 op="decode_step",
@@ -421,77 +328,17 @@ def decode_step_cases() -> Iterator[Case]:
             del step
 
 
-class DecodeStep:
-    def __init__(self, shape: Shape, batch: int, context: int) -> None:
-        d, width = shape.head_dim, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
-        self.shape = shape
-        self.layers = [
-            (
-                bf16(width, shape.hidden, scale=0.02),
-                bf16(shape.hidden, shape.q_heads * d, scale=0.02),
-                bf16(2 * shape.inner, shape.hidden, scale=0.02),
-                bf16(shape.hidden, shape.inner, scale=0.02),
-                replace(paged_kv(shape, [1] * batch, [context] * batch), query_start_loc=None),
-            )
-            for _ in range(shape.layers)
-        ]
-        self.head = bf16(VOCAB, shape.hidden, scale=0.02)
-        self.norm, self.head_norm = bf16(shape.hidden), bf16(d)
-        self.x = bf16(batch, shape.hidden)
-        self.cos_sin = torch.randn(8192, d, device="cuda")
-        kv = self.layers[0][4]
-        self.positions = kv.seq_lens - 1
-        self.slots = (kv.block_tables[:, -1] * 16 + 15).contiguous()
-        self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
-        self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
-        self.attention_space = kernels.decode_workspace(batch, shape.kv_heads, d, self.x.device)
-        self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
-        weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
-        cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
-        self.num_bytes = weights + cache + 2.0 * self.head.numel()
-
-    def run(self, _: int) -> None:
-        stream = ResidualStream(self.x)
-        for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
-            qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
-            out = self.attend(qkv, kv)
-            stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
-            inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
-            stream = residual_linear(inner, down_w, None, residual, self.norm)
-        logits = norm_linear(stream, self.norm, EPS, self.head)[0]
-        kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
-
-    def attend(self, qkv: Tensor, kv: kernels.PagedKv) -> Tensor:
-        tokens = kernels.NewTokens(
-            qkv=qkv,
-            q_weight=self.head_norm,
-            k_weight=self.head_norm,
-            eps=EPS,
-            cos_sin=self.cos_sin,
-            positions=self.positions,
-            slot_mapping=self.slots,
-        )
-        if kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
-            return kernels.decode_projected(tokens, kv, self.attention_space)
-        norm, positions, slots = self.head_norm, self.positions, self.slots
-        q = kernels.qk_norm_rope_kv_write(
-            qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache, kv.kv_scales
-        )
-        out = torch.empty_like(q)
-        kernels.decode_attention(q, kv, out, self.attention_space)
-        return out
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("filter", nargs="?", default="", help="only ops whose name contains this")
     parser.add_argument("--bandwidth", type=float, default=3.03e12, help="bytes/s of a copy")
     parser.add_argument("--flops", type=float, default=807e12, help="bf16 operations/s")
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--sequences", type=int, nargs="*", default=[1, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--row-tiles", type=int, nargs="*", default=[0])
     args = parser.parse_args()
     groups: dict[str, Callable[[], Iterator[Case]]] = {
-        "decode_step": decode_step_cases,
+        "decode_step": lambda: decode_step_cases(args.sequences),
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,
         "sample": sample_cases,

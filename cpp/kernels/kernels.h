@@ -23,44 +23,37 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
 
-// out [T, N] = f(x [T, K] . weight^T) for tens to hundreds of tokens; N a multiple of 8, K of 64.
-// RMSNorm between two such products: the first writes `scaled` and `out_squares`; the second reads
-// them as `x` and `squares`.
-struct dlk_tile {
+// out [T, N] = f(x [T, K] . weight^T), N a multiple of 8. RMSNorm between two such products: the
+// first writes `scaled` and `out_squares`; the second reads them as `x` and `squares`.
+struct dlk_product {
   const void* x;
   const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
   const void* bias;      // [N] or null: added
-  const void* residual;  // [T, N] or null: added (with 64 rows a tile and no swiglu)
+  const void* residual;  // [T, N] or null: added (not with swiglu)
   void* out;
   const float* squares;     // float32 [num_pieces, T] or null: then products of row t are scaled
   float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
-  const void* norm_weight;  // [N] or null: with it (likewise), two more results
+  const void* norm_weight;  // [N] or null: with it (not with swiglu), two more results
   void* scaled;             //   [T, N] = out * norm_weight
-  float* out_squares;       //   float32 [ceil(N / 64), T]: of out, summed by 64 columns
+  float* out_squares;       //   float32 [pieces of N, T]: of out, summed by pieces
   int num_tokens, n, k, num_pieces, swiglu;
-  int tokens, rows;  // of a block's tile: 32, 64 or 128, and 64 or 192
+};
+
+// How blocks share a product out.
+struct dlk_tile {
+  int tokens, rows;  // of a block's tile: 32, 64 or 128, and 64 or 192; with swiglu also 128 and
+                     // 128, or 192 or 256 and 192
   int splits;        // 1, 2, 4 or 8 blocks share K, each with at least 64 of it
   int stages;        // of 64 values of k in a block's ring: 2 to 16
 };
-int dlk_tile_linear(const dlk_tile* args, cudaStream_t stream);
+// For tens to hundreds of tokens; K a multiple of 64, pieces of 64 outputs. residual and
+// norm_weight only with 64 rows. With more than 128 tokens a tile, squares are slow.
+int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t stream);
 
-// out [T, N] = f(x [T, K] . weight^T) for hundreds of tokens and more; N and K multiples of 8.
-// RMSNorm between two such products: the first, which adds a residual, writes `scaled` and
-// `out_squares`; the second reads them as `x` and `squares`.
-struct dlk_wide {
-  const void* x;
-  const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
-  const void* residual;  // [T, N] or null: added (not with swiglu)
-  void* out;
-  const float* squares;     // float32 [ceil(K / 256), T] or null: then products of row t are scaled
-  float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
-  const void* norm_weight;  // [N] or null: with it, two more results
-  void* scaled;             //   [T, N] = out * norm_weight
-  float* out_squares;       //   float32 [ceil(N / 256), T]: of out, summed by 256 columns
-  int num_tokens, n, k, swiglu;
-  int group;  // tiles of 256 tokens that go through the weight together
-};
-int dlk_wide_linear(const dlk_wide* args, cudaStream_t stream);
+// For hundreds of tokens and more; K a multiple of 8, pieces of 256 outputs, no bias;
+// norm_weight only with a residual, squares only without. `group` tiles of 256 tokens go through
+// the weight together.
+int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream);
 
 // out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
 // With residual: x + residual is normalised, and written to residual_out.

@@ -43,7 +43,8 @@ struct Kernel {
   using Product = tile::Product<kTokens, kRows>;
   static constexpr int kConsumers = Product::kConsumers;
   static constexpr int kProducer = kConsumers, kScaler = kConsumers + kWarpSize;  // their threads
-  static constexpr int kThreads = kConsumers + 2 * kWarpSize;
+  static constexpr bool kMovesRegisters = Product::kMovesRegisters;
+  static constexpr int kThreads = kConsumers + (kMovesRegisters ? 4 : 2) * kWarpSize;
   // Blocks on a multiprocessor that registers leave room for.
   static constexpr int kMinBlocks = kRows == 64 ? 2 : 1;
   // SwiGLU: half of the tile's rows are gates, half the ups that belong to them.
@@ -66,14 +67,20 @@ struct Kernel {
 
   // One warp: 1 / rms of the tokens.
   static __device__ void ComputeScales(const Params& p, float (&scales)[kTokens]) {
-    for (int token = threadIdx.x % kWarpSize; token < kTokens; token += kWarpSize) {
-      const int row = min(static_cast<int>(blockIdx.x) * kTokens + token, p.num_tokens - 1);
-      float sum = 0;
-#pragma unroll 16
-      for (int piece = 0; piece < p.num_pieces; ++piece) {
-        sum += p.squares[piece * p.num_tokens + row];
+    constexpr int kEach = kTokens / kWarpSize, kAtOnce = 32 / kEach;
+    const int lane = threadIdx.x % kWarpSize, first = blockIdx.x * kTokens + lane;
+    float sums[kEach] = {};
+#pragma unroll kAtOnce
+    for (int piece = 0; piece < p.num_pieces; ++piece) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int token = min(first + i * kWarpSize, p.num_tokens - 1);
+        sums[i] += p.squares[piece * p.num_tokens + token];
       }
-      scales[token] = rsqrtf(sum / p.k + p.eps);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      scales[lane + i * kWarpSize] = rsqrtf(sums[i] / p.k + p.eps);
     }
   }
 
@@ -112,7 +119,7 @@ struct Kernel {
     return v;
   }
 
-  // What the norm after this product needs: half a warp holds the block's outputs of a token.
+  // What the norm after this product needs: half a warp holds 64 outputs of a token.
   static __device__ __forceinline__ void PrepareNorm(const Params& p, const Four& four,
                                                      uint2 outputs, uint2 weight) {
     const float2 lo = ToFloat2(outputs.x), hi = ToFloat2(outputs.y);
@@ -120,22 +127,19 @@ struct Kernel {
     if (!four.inside) return;
     *reinterpret_cast<uint2*>(p.scaled + four.offset) =
         make_uint2(MulBf16x2(outputs.x, weight.x), MulBf16x2(outputs.y, weight.y));
-    if (four.row == 0) {
-      p.out_squares[blockIdx.y * p.num_tokens + blockIdx.x * kTokens + four.token] = sum;
+    if (four.row % 64 == 0) {
+      const int token = blockIdx.x * kTokens + four.token;
+      p.out_squares[four.column / 64 * p.num_tokens + token] = sum;
     }
   }
 
-  // All threads but the producer's and the scaler's warps. Of a cluster's blocks each takes every
-  // kRanks-th batch of outputs; a thread's are of the same columns in each.
+  // Of a cluster's blocks each takes every kRanks-th batch of outputs; a thread's are of the same
+  // columns in each.
   template <int kRanks>
-  static __device__ void Consume(const Params& p, const tile::Source& source, const float* scales) {
-    constexpr int kBatches = (kTokens * kFours / kConsumers + kRanks - 1) / kRanks;
+  static __device__ __forceinline__ void Finish(const Params& p, const float* sums,
+                                                const float* scales) {
+    constexpr int kBatches = CeilDiv(CeilDiv(kTokens * kFours, kConsumers), kRanks);
     const int first = blockIdx.z * kConsumers + threadIdx.x;
-    typename Product::Sums sums = {};
-    Product::Multiply(source, sums);
-    __syncthreads();  // all warpgroups are done with the ring, and the scales are there
-    auto* shared = reinterpret_cast<float*>(source.ring);
-    Product::StoreSums(sums, shared);
     // What is added comes while blocks meet. Earlier it would cost registers, and with them the
     // next kernel's place beside this one.
     const int column = Four(p, first).column;
@@ -154,7 +158,7 @@ struct Kernel {
       uint2 outputs = make_uint2(0, 0);
       if (four.inside) {
         const float scale = p.squares == nullptr ? 1.0f : scales[four.token];
-        float4 v = Total<kRanks>(shared + four.token * Product::kPitch + four.row, scale);
+        float4 v = Total<kRanks>(sums + four.token * Product::kPitch + four.row, scale);
         Add(v, bias);
         if constexpr (kMakesStream) Add(v, residual[j]);
         outputs = make_uint2(PackBf16(v.x, v.y), PackBf16(v.z, v.w));
@@ -163,6 +167,28 @@ struct Kernel {
       if constexpr (kMakesStream) {
         if (p.norm_weight != nullptr) PrepareNorm(p, four, outputs, norm_weight);
       }
+    }
+  }
+
+  // All threads but the producer's and the scaler's warps.
+  static __device__ __forceinline__ void Consume(const Params& p, const tile::Source& source,
+                                                 const float* scales) {
+    auto* shared = reinterpret_cast<float*>(source.ring);
+    {
+      typename Product::Sums sums = {};
+      Product::Multiply(source, sums);
+      __syncthreads();  // all warpgroups are done with the ring, and the scales are there
+      Product::StoreSums(sums, shared);
+    }
+    switch (gridDim.z) {
+      case 1:
+        return Finish<1>(p, shared, scales);
+      case 2:
+        return Finish<2>(p, shared, scales);
+      case 4:
+        return Finish<4>(p, shared, scales);
+      default:
+        return Finish<8>(p, shared, scales);
     }
   }
 };
@@ -184,31 +210,24 @@ __global__ void __launch_bounds__(Kernel<kTokens, kRows, kSwiGlu>::kThreads,
   __syncthreads();
   WaitForPrevious();
   if (threadIdx.x >= K::kConsumers) {
+    if constexpr (K::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
     if (threadIdx.x == K::kProducer) K::Product::Produce(source);
-    if (threadIdx.x >= K::kScaler && p.squares != nullptr) K::ComputeScales(p, scales);
+    if (threadIdx.x / kWarpSize == K::kScaler / kWarpSize && p.squares != nullptr) {
+      K::ComputeScales(p, scales);
+    }
     __syncwarp();
     __syncthreads();
     SyncClusterIf(gridDim.z > 1);
   } else {
-    switch (gridDim.z) {
-      case 1:
-        K::template Consume<1>(p, source, scales);
-        break;
-      case 2:
-        K::template Consume<2>(p, source, scales);
-        break;
-      case 4:
-        K::template Consume<4>(p, source, scales);
-        break;
-      default:
-        K::template Consume<8>(p, source, scales);
-    }
+    if constexpr (K::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+    K::Consume(p, source, scales);
   }
   if (gridDim.z > 1) SyncCluster();  // others may still need this block's shared memory
 }
 
 struct Launcher {
-  const dlk_tile& args;
+  const dlk_product& args;
+  const dlk_tile& shape;
   cudaStream_t stream;
 
   Params MakeParams() const {
@@ -218,7 +237,7 @@ struct Launcher {
             args.num_tokens,
             args.n,
             args.k,
-            args.stages,
+            shape.stages,
             args.squares,
             args.num_pieces,
             args.eps,
@@ -243,19 +262,19 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     error = EncodeMatrix(&x_map, args.x, p.num_tokens, p.k, kTokens);
     if (error != cudaSuccess) return error;
-    const dim3 grid(CeilDiv(p.num_tokens, kTokens), CeilDiv(p.n, K::kOutRows), args.splits);
-    return LaunchClusters(TileLinear<kTokens, kRows, kSwiGlu>, grid, dim3(1, 1, args.splits),
+    const dim3 grid(CeilDiv(p.num_tokens, kTokens), CeilDiv(p.n, K::kOutRows), shape.splits);
+    return LaunchClusters(TileLinear<kTokens, kRows, kSwiGlu>, grid, dim3(1, 1, shape.splits),
                           K::kThreads, ring + 1024, stream, p, weight_map, x_map);
   }
 
   template <int kTokens, bool kSwiGlu>
   cudaError_t RunRows() const {
-    if (args.rows == 64) return Run<kTokens, 64, kSwiGlu>();
-    return args.rows == 192 ? Run<kTokens, 192, kSwiGlu>() : cudaErrorInvalidValue;
+    if (shape.rows == 64) return Run<kTokens, 64, kSwiGlu>();
+    return shape.rows == 192 ? Run<kTokens, 192, kSwiGlu>() : cudaErrorInvalidValue;
   }
   template <bool kSwiGlu>
   cudaError_t RunTokens() const {
-    switch (args.tokens) {
+    switch (shape.tokens) {
       case 32:
         return RunRows<32, kSwiGlu>();
       case 64:
@@ -266,21 +285,27 @@ struct Launcher {
         return cudaErrorInvalidValue;
     }
   }
+  cudaError_t RunSwiGlu() const {
+    if (shape.tokens == 128 && shape.rows == 128) return Run<128, 128, true>();
+    if (shape.tokens == 192 && shape.rows == 192) return Run<192, 192, true>();
+    if (shape.tokens == 256 && shape.rows == 192) return Run<256, 192, true>();
+    return RunTokens<true>();
+  }
 };
 
-bool IsKnown(const dlk_tile& args) {
-  const int splits = args.splits;
+bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
+  const int splits = shape.splits;
   return (splits == 1 || splits == 2 || splits == 4 || splits == 8) &&
-         splits * tile::kTileK <= args.k && args.stages >= 2 && args.stages <= tile::kMaxStages &&
+         splits * tile::kTileK <= args.k && shape.stages >= 2 && shape.stages <= tile::kMaxStages &&
          args.num_tokens >= 1 && args.n % 8 == 0 && args.k % tile::kTileK == 0;
 }
 
 }  // namespace
 }  // namespace dlcore::kernels
 
-int dlk_tile_linear(const dlk_tile* args, cudaStream_t stream) {
+int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if (!IsKnown(*args)) return cudaErrorInvalidValue;
-  const Launcher launcher{*args, stream};
-  return args->swiglu ? launcher.RunTokens<true>() : launcher.RunTokens<false>();
+  if (!IsKnown(*args, *tile)) return cudaErrorInvalidValue;
+  const Launcher launcher{*args, *tile, stream};
+  return args->swiglu ? launcher.RunSwiGlu() : launcher.RunTokens<false>();
 }

@@ -6,7 +6,7 @@
 
 // W x^T for some tens to hundreds of tokens: still about the time of reading W once.
 //
-// A block multiplies 64 or 192 rows of W with 32 to 128 tokens: wgmma's first side are the rows of
+// A block multiplies 64 to 192 rows of W with 32 to 256 tokens: wgmma's first side are the rows of
 // W, so that few tokens waste nothing. One thread brings tiles of 64 values of k through the copy
 // engine into a ring of shared memory. W depends on no other kernel: the ring's share of it is
 // requested before the previous kernel has ended.
@@ -46,7 +46,12 @@ struct Product {
   // Sums of a token lie so that the lanes of a warp store to different banks.
   static constexpr int kPitch = kRows + 4;
   static constexpr int kSumBytes = kTokens * kPitch * 4;
-  using Sums = float[kTokens / 2];
+  // Three warpgroups with many sums take registers from a fourth; one instruction may still not
+  // use more than a fourth of all.
+  static constexpr bool kMovesRegisters = kRows == 192 && kTokens > 128;
+  static constexpr int kParts = kMovesRegisters && kTokens == 256 ? 2 : 1;
+  static constexpr int kPartTokens = kTokens / kParts;
+  using Sums = float[kParts][kPartTokens / 2];
 
   static __device__ __forceinline__ void LoadWeights(const Source& s, int stage, int tile) {
     ArriveExpecting(&s.barriers->full[stage], kStageBytes);
@@ -99,7 +104,11 @@ struct Product {
       WgmmaFence();
 #pragma unroll
       for (int step = 0; step < kTileK / 16; ++step) {
-        WgmmaShared(sums, a + step * 2, b + step * 2, 1);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int offset = part * kPartTokens * kRowBytes >> 4;
+          WgmmaShared(sums[part], a + step * 2, b + offset + step * 2, 1);
+        }
       }
       WgmmaCommit();
       WgmmaWait<1>();
@@ -117,7 +126,7 @@ struct Product {
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) {
       const int token = i / 4 * 8 + 2 * t + i % 2;
-      row[token * kPitch + i / 2 % 2 * 8] = sums[i];
+      row[token * kPitch + i / 2 % 2 * 8] = sums[i / (kPartTokens / 2)][i % (kPartTokens / 2)];
     }
   }
 };

@@ -42,10 +42,12 @@ __device__ __forceinline__ void WgmmaWait() {
   DLK_NAMES_32                                                       \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
   ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define DLK_NAMES_96                                                 \
+  DLK_NAMES_64                                                       \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79" \
+  ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define DLK_NAMES_128                                                            \
-  DLK_NAMES_64                                                                   \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"             \
-  ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"             \
+  DLK_NAMES_96                                                                   \
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111" \
   ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define DLK_SUMS_4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
@@ -65,6 +67,20 @@ __device__ __forceinline__ void WgmmaShared(float (&d)[64], uint64_t a, uint64_t
       "}, %64, %65, p, 1, 1, 0, 0;\n"
       "}\n"
       : DLK_SUMS_64(d, 0)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// The same, 64 x 192 x 16.
+__device__ __forceinline__ void WgmmaShared(float (&d)[96], uint64_t a, uint64_t b,
+                                            int accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %98, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" DLK_NAMES_96
+      "}, %96, %97, p, 1, 1, 0, 0;\n"
+      "}\n"
+      : DLK_SUMS_64(d, 0), DLK_SUMS_32(d, 64)
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -123,6 +139,7 @@ __device__ __forceinline__ void WgmmaRegisters(float (&d)[64], const uint32_t (&
 #undef DLK_SUMS_16
 #undef DLK_SUMS_4
 #undef DLK_NAMES_128
+#undef DLK_NAMES_96
 #undef DLK_NAMES_64
 #undef DLK_NAMES_32
 #undef DLK_NAMES_16

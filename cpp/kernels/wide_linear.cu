@@ -147,25 +147,25 @@ class AddResidual {
   int parity_ = 0;
 };
 
-Product ProductOf(const dlk_wide& a) {
+Product ProductOf(const dlk_product& a, int group) {
   Product p{};
   p.num_tokens = a.num_tokens, p.n = a.n, p.k = a.k;
   p.share_stride = a.swiglu ? a.n : kRows / kCluster;
-  p.group = a.group;
-  p.squares = a.squares, p.eps = a.eps;
+  p.group = group;
+  p.squares = a.squares, p.num_pieces = a.num_pieces, p.eps = a.eps;
   return p;
 }
 
 template <bool kSwiGlu>
-cudaError_t RunActivate(const dlk_wide& a, cudaStream_t stream) {
+cudaError_t RunActivate(const dlk_product& a, int group, cudaStream_t stream) {
   typename Activate<kSwiGlu>::Params params;
   const cudaError_t error = EncodeMatrix(&params.out, a.out, a.num_tokens, a.n, 64);
   if (error != cudaSuccess) return error;
-  return Run<Activate<kSwiGlu>>(ProductOf(a), a.x, a.weight, kSwiGlu ? 2 * a.n : a.n, params,
+  return Run<Activate<kSwiGlu>>(ProductOf(a, group), a.x, a.weight, kSwiGlu ? 2 * a.n : a.n, params,
                                 stream);
 }
 
-cudaError_t RunAddResidual(const dlk_wide& a, cudaStream_t stream) {
+cudaError_t RunAddResidual(const dlk_product& a, int group, cudaStream_t stream) {
   AddResidual::Params params{};
   cudaError_t error = EncodeMatrix(&params.out, a.out, a.num_tokens, a.n, 64);
   if (error != cudaSuccess) return error;
@@ -177,20 +177,20 @@ cudaError_t RunAddResidual(const dlk_wide& a, cudaStream_t stream) {
   }
   params.norm_weight = static_cast<const bf16*>(a.norm_weight);
   params.out_squares = a.out_squares;
-  return Run<AddResidual>(ProductOf(a), a.x, a.weight, a.n, params, stream);
+  return Run<AddResidual>(ProductOf(a, group), a.x, a.weight, a.n, params, stream);
 }
 
 }  // namespace
 }  // namespace dlcore::kernels::wide
 
-int dlk_wide_linear(const dlk_wide* args, cudaStream_t stream) {
+int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream) {
   using namespace dlcore::kernels::wide;
-  const dlk_wide& a = *args;
-  if (a.num_tokens < 1 || a.n % 8 != 0 || a.k % 8 != 0 || a.group < 1 ||
+  const dlk_product& a = *args;
+  if (a.num_tokens < 1 || a.n % 8 != 0 || a.k % 8 != 0 || group < 1 || a.bias != nullptr ||
       (a.swiglu && a.residual != nullptr) || (a.residual != nullptr && a.squares != nullptr) ||
       (a.norm_weight != nullptr && a.residual == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  if (a.residual != nullptr) return RunAddResidual(a, stream);
-  return a.swiglu ? RunActivate<true>(a, stream) : RunActivate<false>(a, stream);
+  if (a.residual != nullptr) return RunAddResidual(a, group, stream);
+  return a.swiglu ? RunActivate<true>(a, group, stream) : RunActivate<false>(a, group, stream);
 }

@@ -47,7 +47,8 @@ struct Product {
   int share_stride;            // rows of W between the halves of a tile's rows
   int token_tiles, row_tiles;  // of a cluster's outputs
   int group;                   // token tiles that share a sweep through W
-  const float* squares;        // of x's rows, [ceil(k / 256), T] or null
+  const float* squares;        // of x's rows, [num_pieces, T] or null
+  int num_pieces;
   float eps;
 };
 struct Operands {
@@ -85,7 +86,7 @@ struct RowScales {
     for (int half = 0; half < 2; ++half) {
       const float* squares = p.squares + min(token + half * 8, p.num_tokens - 1);
       float sum = 0;
-      for (int piece = threadIdx.x % 4; piece < CeilDiv(p.k, kRows); piece += 4) {
+      for (int piece = threadIdx.x % 4; piece < p.num_pieces; piece += 4) {
         sum += squares[static_cast<int64_t>(piece) * p.num_tokens];
       }
       values[half] = rsqrtf(WarpSum<4>(sum) / p.k + p.eps);

@@ -6,13 +6,12 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.tile_linear import (
-    PIECE,
     LinearTile,
     tile_linear,
     tile_linear_before_norm,
     tile_linear_of_norm,
 )
-from tests.gpu.linear_tiles import TILES
+from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 from tests.gpu.paged_case import needs_kernels, relative_error
 
 pytestmark = needs_kernels
@@ -29,7 +28,7 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), EPS)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 17, 64, 65, 129, 256])
+@pytest.mark.parametrize("num_tokens", [1, 64, 65, 129, 256, 300, 511])
 @pytest.mark.parametrize(("n", "k"), [(1024, 3072), (1000, 1088), (24, 4096)])
 @pytest.mark.parametrize("tile", TILES)
 def test_tile_linear(num_tokens: int, n: int, k: int, tile: LinearTile) -> None:
@@ -38,14 +37,14 @@ def test_tile_linear(num_tokens: int, n: int, k: int, tile: LinearTile) -> None:
     plain = x.float() @ weight.float().T
     assert relative_error(tile_linear(x, weight, tile), plain) < ROUNDING
     assert relative_error(tile_linear(x, weight, tile, bias=bias), plain + bias) < ROUNDING
-    if tile.rows == PIECE:
+    if tile.makes_stream:
         out = tile_linear(x, weight, tile, bias=bias, residual=residual)
         assert relative_error(out, plain + bias + residual) < ROUNDING
 
 
-@pytest.mark.parametrize("num_tokens", [33, 64, 200])
+@pytest.mark.parametrize("num_tokens", [33, 200, 385])
 @pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (1000, 1088)])
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", SWIGLU_TILES)
 def test_tile_swiglu(num_tokens: int, inner: int, k: int, tile: LinearTile) -> None:
     x, weight = _random(num_tokens, k), _random(2 * inner, k, scale=0.05)
     gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
@@ -53,10 +52,10 @@ def test_tile_swiglu(num_tokens: int, inner: int, k: int, tile: LinearTile) -> N
     assert relative_error(out, torch.nn.functional.silu(gate) * up) < ROUNDING
 
 
-@pytest.mark.parametrize("num_tokens", [1, 31, 64, 129])
+@pytest.mark.parametrize("num_tokens", [1, 31, 129, 400])
 @pytest.mark.parametrize("dim", [1024, 1000, 4096])
 @pytest.mark.parametrize("swiglu", [False, True])
-@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.rows == PIECE])
+@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.makes_stream])
 def test_rms_norm_between_two_products(
     num_tokens: int, dim: int, swiglu: bool, tile: LinearTile
 ) -> None:
@@ -72,8 +71,8 @@ def test_rms_norm_between_two_products(
     if swiglu:
         gate, up = expected.chunk(2, dim=-1)
         expected = torch.nn.functional.silu(gate) * up
-    for second in TILES:
-        if second.tokens == tile.tokens:
+    for second in SWIGLU_TILES if swiglu else TILES:
+        if second.tokens == tile.tokens and second.splits == tile.splits:
             out = tile_linear_of_norm(parts, EPS, after, second, swiglu=swiglu)
             assert relative_error(out, expected) < 2 * ROUNDING
 

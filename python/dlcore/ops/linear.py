@@ -16,7 +16,6 @@ from dlcore.ops.norm import fused_add_rms_norm, rms_norm
 from dlcore.ops.norm_parts import NormParts
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.ops.tile_linear import (
-    PIECE,
     LinearTile,
     linear_tile,
     tile_linear,
@@ -77,8 +76,8 @@ def norm_swiglu(
     parts = _parts_for(stream, norm_weight)
     if parts is not None and _is_wide(x, weight):
         return wide_linear_of_norm(parts, eps, weight, swiglu=True), x
-    tile = _tile(x, weight)
-    if parts is not None and tile is not None:
+    tile = _tile(x, weight, swiglu=True)
+    if parts is not None and tile is not None and tile.takes_norm:
         return tile_linear_of_norm(parts, eps, weight, tile, swiglu=True), x
     normed, total = _norm(stream, norm_weight, eps)
     if _is_wide(normed, weight):
@@ -101,7 +100,7 @@ def residual_linear(
         out, parts = wide_linear_before_norm(x, weight, residual, next_norm_weight)
         return ResidualStream(out, norm_parts=parts)
     tile = _tile(x, weight)
-    if tile is not None and tile.rows == PIECE:
+    if tile is not None and tile.makes_stream:
         out, parts = tile_linear_before_norm(
             x, weight, tile, next_norm_weight, bias=bias, residual=residual
         )
@@ -117,8 +116,10 @@ def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return bias is None and kernels.usable(x, weight) and wide_linear_pays(x.shape[0], weight)
 
 
-def _tile(x: Tensor, weight: Tensor) -> LinearTile | None:
-    return linear_tile(x.shape[0], *weight.shape) if kernels.usable(x, weight) else None
+def _tile(x: Tensor, weight: Tensor, *, swiglu: bool = False) -> LinearTile | None:
+    if not kernels.usable(x, weight):
+        return None
+    return linear_tile(x.shape[0], *weight.shape, swiglu=swiglu)
 
 
 def _parts_for(stream: ResidualStream, norm_weight: Tensor) -> NormParts | None:

@@ -1,43 +1,19 @@
-"""The CUDA kernel for products with hundreds of tokens and more: struct dlk_wide."""
+"""The CUDA kernel for products with hundreds of tokens and more."""
 
 from __future__ import annotations
 
-import ctypes
-
-import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.norm_parts import NormParts
+from dlcore.ops.weight_product import launch_product
 
+KERNEL = "dlk_wide_linear"
 MIN_TOKENS = 512
 MIN_K = 1024
 TILE = 256  # tokens, and rows of the weight, that two multiprocessors multiply at a time
 TOKEN_TILES_TOGETHER = 8
 MIN_USE = 0.9  # of the multiprocessors, over the rounds that the tiles take
-
-_PTR, _INT = ctypes.c_void_p, ctypes.c_int
-
-
-class _Wide(ctypes.Structure):
-    """struct dlk_wide."""
-
-    _fields_ = (
-        ("x", _PTR),
-        ("weight", _PTR),
-        ("residual", _PTR),
-        ("out", _PTR),
-        ("squares", _PTR),
-        ("eps", ctypes.c_float),
-        ("norm_weight", _PTR),
-        ("scaled", _PTR),
-        ("out_squares", _PTR),
-        ("num_tokens", _INT),
-        ("n", _INT),
-        ("k", _INT),
-        ("swiglu", _INT),
-        ("group", _INT),
-    )
 
 
 def wide_linear_pays(num_tokens: int, weight: Tensor) -> bool:
@@ -68,14 +44,22 @@ def wide_linear(
     group: tiles of 256 tokens that go through the weight together, to meet in L2.
     N and K are multiples of 8.
     """
-    return _launch(x, weight, residual=residual, swiglu=swiglu, group=group)
+    return launch_product(KERNEL, x, weight, group, residual=residual, swiglu=swiglu)
 
 
 def wide_linear_of_norm(
     parts: NormParts, eps: float, weight: Tensor, *, swiglu: bool = False
 ) -> Tensor:
     """`wide_linear` of the RMSNorm of y: [T, N] = rms_norm(y) weight^T."""
-    return _launch(parts.scaled, weight, swiglu=swiglu, squares=parts.squares, eps=eps)
+    return launch_product(
+        KERNEL,
+        parts.scaled,
+        weight,
+        TOKEN_TILES_TOGETHER,
+        swiglu=swiglu,
+        squares=parts.squares,
+        eps=eps,
+    )
 
 
 def wide_linear_before_norm(
@@ -83,40 +67,7 @@ def wide_linear_before_norm(
 ) -> tuple[Tensor, NormParts]:
     """y = x weight^T + residual: [T, N], and its parts for the RMSNorm of this weight [N]."""
     parts = NormParts.empty(norm_weight, x, TILE)
-    return _launch(x, weight, residual=residual, out_parts=parts), parts
-
-
-def _launch(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    residual: Tensor | None = None,
-    swiglu: bool = False,
-    group: int = TOKEN_TILES_TOGETHER,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    out_parts: NormParts | None = None,
-) -> Tensor:
-    num_tokens, k = x.shape
-    n = weight.shape[0] // (2 if swiglu else 1)
-    out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
-    pointer = kernels.pointer
-    args = _Wide(
-        x=pointer(x),
-        weight=pointer(weight),
-        residual=pointer(residual),
-        out=pointer(out),
-        squares=pointer(squares),
-        eps=eps,
-        num_tokens=num_tokens,
-        n=n,
-        k=k,
-        swiglu=int(swiglu),
-        group=group,
+    out = launch_product(
+        KERNEL, x, weight, TOKEN_TILES_TOGETHER, residual=residual, out_parts=parts
     )
-    if out_parts is not None:
-        args.norm_weight = pointer(out_parts.norm_weight)
-        args.scaled = pointer(out_parts.scaled)
-        args.out_squares = pointer(out_parts.squares)
-    kernels.call("dlk_wide_linear", args)
-    return out
+    return out, parts

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcore.ops import kernels
-from dlcore.ops.tile_linear import STEP, linear_tile
-from tests.gpu.linear_tiles import TILES
+from dlcore.ops.tile_linear import STEP, LinearTile, linear_tile
+from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 
 MAX_SHARED_BYTES = 227 * 1024
 tokens = st.integers(1, 600)
@@ -16,18 +16,64 @@ rows = st.one_of(st.integers(1, 1 << 18), st.integers(1, 2048).map(lambda n: n *
 columns = st.one_of(st.integers(1, 1 << 15), st.integers(1, 512).map(lambda n: n * 64))
 
 
-@given(tokens, rows, columns)
-def test_the_rule_picks_only_tiles_that_gpu_tests_cover(num_tokens: int, n: int, k: int) -> None:
-    tile = linear_tile(num_tokens, n, k)
+def _sum_bytes(tile: LinearTile) -> int:
+    """A block's sums lie in the ring's place, rows of a token padded by 16 bytes."""
+    return tile.tokens * (tile.rows + 4) * 4
+
+
+@given(tokens, rows, columns, st.booleans())
+def test_the_rule_picks_only_tiles_that_gpu_tests_cover(
+    num_tokens: int, n: int, k: int, swiglu: bool
+) -> None:
+    tile = linear_tile(num_tokens, n, k, swiglu=swiglu)
     if tile is None:
         return
-    covered = {(t.tokens, t.rows, t.splits) for t in TILES}
+    covered = {(t.tokens, t.rows, t.splits) for t in (SWIGLU_TILES if swiglu else TILES)}
     assert (tile.tokens, tile.rows, tile.splits) in covered
     assert n % 8 == 0
     assert k % STEP == 0
     assert 2 <= tile.stages <= 16
     assert tile.splits <= k // STEP
-    assert tile.stages * (tile.tokens + tile.rows) * STEP * 2 + 2048 <= MAX_SHARED_BYTES
+    ring = max(tile.stages * (tile.tokens + tile.rows) * STEP * 2, _sum_bytes(tile))
+    static = 256 + 4 * tile.tokens  # barriers, scales
+    assert ring + 1024 + static <= MAX_SHARED_BYTES
+
+
+@given(st.integers(129, 512), rows, columns)
+def test_many_tokens_without_swiglu_fill_tiles(num_tokens: int, n: int, k: int) -> None:
+    """More than 128 tokens are left to the library but for small weights and full tiles."""
+    tile = linear_tile(num_tokens, n, k)
+    assert tile is None or (224 < num_tokens <= 256 and tile.tokens == 64)
+
+
+@given(st.integers(257, 512), rows, columns)
+def test_swiglu_of_many_tokens_takes_one_round(num_tokens: int, n: int, k: int) -> None:
+    tile = linear_tile(num_tokens, n, k, swiglu=True)
+    if tile is not None:
+        blocks = -(-num_tokens // tile.tokens) * -(-n // tile.rows)
+        assert 0.7 * kernels.MULTIPROCESSORS <= blocks <= kernels.MULTIPROCESSORS
+
+
+def test_the_rule_where_it_was_measured() -> None:
+    """SwiGLU's weights of Qwen3-0.6B and 8B, by the decode buckets above 128."""
+    small = {n: linear_tile(n, 6144, 1024, swiglu=True) for n in (160, 192, 256, 320, 384, 512)}
+    large = {n: linear_tile(n, 24576, 4096, swiglu=True) for n in (160, 192, 224, 256, 320, 384)}
+    assert {n: t and (t.tokens, t.rows, t.stages) for n, t in small.items()} == {
+        160: None,
+        192: None,
+        256: (128, 128, 4),
+        320: None,
+        384: (128, 192, 5),
+        512: (128, 192, 5),
+    }
+    assert {n: t and (t.tokens, t.rows, t.stages) for n, t in large.items()} == {
+        160: (192, 192, 4),
+        192: (192, 192, 4),
+        224: (256, 192, 4),
+        256: (256, 192, 4),
+        320: None,
+        384: None,
+    }
 
 
 @given(rows, columns)
@@ -40,5 +86,6 @@ def test_a_few_tokens_have_one_kernel_for_norm_and_product(n: int, k: int) -> No
 def test_prompts_are_left_to_other_kernels() -> None:
     shapes = ((4096, 1024), (1024, 2048), (6144, 1024), (6144, 4096), (24576, 4096), (4096, 12288))
     for n, k in shapes:
-        assert linear_tile(129, n, k) is None
+        assert linear_tile(513, n, k) is None
+        assert linear_tile(513, n, k, swiglu=True) is None
         assert not kernels.skinny_linear_pays(9, torch.empty(n, k, device="meta"))

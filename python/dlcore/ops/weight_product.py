@@ -1,0 +1,80 @@
+"""What the kernels for x weight^T of more than a few tokens take: struct dlk_product."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from dlcore.ops import kernels
+from dlcore.ops.norm_parts import NormParts
+
+_PTR, _INT = ctypes.c_void_p, ctypes.c_int
+
+
+class _Product(ctypes.Structure):
+    """struct dlk_product."""
+
+    _fields_ = (
+        ("x", _PTR),
+        ("weight", _PTR),
+        ("bias", _PTR),
+        ("residual", _PTR),
+        ("out", _PTR),
+        ("squares", _PTR),
+        ("eps", ctypes.c_float),
+        ("norm_weight", _PTR),
+        ("scaled", _PTR),
+        ("out_squares", _PTR),
+        ("num_tokens", _INT),
+        ("n", _INT),
+        ("k", _INT),
+        ("num_pieces", _INT),
+        ("swiglu", _INT),
+    )
+
+
+def launch_product(
+    kernel: str,
+    x: Tensor,
+    weight: Tensor,
+    share: ctypes.Structure | int,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    swiglu: bool = False,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    out_parts: NormParts | None = None,
+) -> Tensor:
+    """x: [T, K], weight: [N, K] ([2N, K] with swiglu) -> [T, N], by one kernel.
+
+    share: how the kernel shares the product out, its second argument.
+    squares, eps: x is what is left of a norm, with its rows' sums of squares (`NormParts`).
+    out_parts: filled for the norm of the result.
+    """
+    num_tokens, k = x.shape
+    n = weight.shape[0] // (2 if swiglu else 1)
+    out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
+    pointer = kernels.pointer
+    args = _Product(
+        x=pointer(x),
+        weight=pointer(weight),
+        bias=pointer(bias),
+        residual=pointer(residual),
+        out=pointer(out),
+        squares=pointer(squares),
+        eps=eps,
+        num_tokens=num_tokens,
+        n=n,
+        k=k,
+        num_pieces=0 if squares is None else squares.shape[0],
+        swiglu=int(swiglu),
+    )
+    if out_parts is not None:
+        args.norm_weight = pointer(out_parts.norm_weight)
+        args.scaled = pointer(out_parts.scaled)
+        args.out_squares = pointer(out_parts.squares)
+    kernels.call(kernel, args, share)
+    return out

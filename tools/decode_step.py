@@ -1,0 +1,75 @@
+"""A decode step as the kernels see it: all layers with their own weights and caches, the head and
+the argmax."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from kernel_inputs import EPS, VOCAB, Shape, bf16, paged_kv
+from torch import Tensor
+
+from dlcore.ops import kernels
+from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
+from dlcore.ops.residual_stream import ResidualStream
+
+
+class DecodeStep:
+    def __init__(self, shape: Shape, batch: int, context: int) -> None:
+        d, width = shape.head_dim, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+        self.shape = shape
+        self.layers = [
+            (
+                bf16(width, shape.hidden, scale=0.02),
+                bf16(shape.hidden, shape.q_heads * d, scale=0.02),
+                bf16(2 * shape.inner, shape.hidden, scale=0.02),
+                bf16(shape.hidden, shape.inner, scale=0.02),
+                replace(paged_kv(shape, [1] * batch, [context] * batch), query_start_loc=None),
+            )
+            for _ in range(shape.layers)
+        ]
+        self.head = bf16(VOCAB, shape.hidden, scale=0.02)
+        self.norm, self.head_norm = bf16(shape.hidden), bf16(d)
+        self.x = bf16(batch, shape.hidden)
+        self.cos_sin = torch.randn(8192, d, device="cuda")
+        kv = self.layers[0][4]
+        self.positions = kv.seq_lens - 1
+        self.slots = (kv.block_tables[:, -1] * 16 + 15).contiguous()
+        self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
+        self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
+        self.attention_space = kernels.decode_workspace(batch, shape.kv_heads, d, self.x.device)
+        self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
+        weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
+        cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
+        self.num_bytes = weights + cache + 2.0 * self.head.numel()
+
+    def run(self, _: int) -> None:
+        stream = ResidualStream(self.x)
+        for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
+            qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
+            out = self.attend(qkv, kv)
+            stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
+            inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
+            stream = residual_linear(inner, down_w, None, residual, self.norm)
+        logits = norm_linear(stream, self.norm, EPS, self.head)[0]
+        kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
+
+    def attend(self, qkv: Tensor, kv: kernels.PagedKv) -> Tensor:
+        tokens = kernels.NewTokens(
+            qkv=qkv,
+            q_weight=self.head_norm,
+            k_weight=self.head_norm,
+            eps=EPS,
+            cos_sin=self.cos_sin,
+            positions=self.positions,
+            slot_mapping=self.slots,
+        )
+        if kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
+            return kernels.decode_projected(tokens, kv, self.attention_space)
+        norm, positions, slots = self.head_norm, self.positions, self.slots
+        q = kernels.qk_norm_rope_kv_write(
+            qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache, kv.kv_scales
+        )
+        out = torch.empty_like(q)
+        kernels.decode_attention(q, kv, out, self.attention_space)
+        return out

@@ -1,0 +1,54 @@
+"""The time of a kernel's launches in a CUDA graph, over rotating inputs larger than L2."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+L2_BYTES = 50e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    op: str
+    shape: str
+    run: Callable[[int], object]  # the i-th launch, over the i-th set of inputs
+    num_sets: int
+    num_bytes: float = 0.0
+    flops: float = 0.0
+    launches: int = 1  # per run
+
+
+def sets_for(num_bytes: float) -> int:
+    return max(2, min(64, int(3 * L2_BYTES / num_bytes) + 1))
+
+
+def new_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def time_us(case: Case, repeats: int = 15) -> float:
+    runs = max(case.num_sets, 20 if case.launches == 1 else 1)
+    torch.cuda.synchronize()  # the inputs were made on another stream
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for i in range(case.num_sets):
+            case.run(i)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for i in range(runs):
+            case.run(i % case.num_sets)
+    times = []
+    for i in range(repeats + 3):
+        start, end = new_event(), new_event()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i >= 3:
+            times.append(start.elapsed_time(end) * 1e3 / runs)
+    return float(statistics.median(times))
