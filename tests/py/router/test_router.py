@@ -127,7 +127,7 @@ async def test_a_stream_survives_node_after_node() -> None:
         for node in started:
             node.die_after = 4
         async with routing(started, failures_until_down=1000, max_attempts=20) as client:
-            assert text_in(await streamed(client, body("x", 30))) == text_of("x", 30)
+            assert text_in(await streamed(client, body("x", 20))) == text_of("x", 20)
 
 
 async def test_a_frozen_node_is_left_for_another() -> None:

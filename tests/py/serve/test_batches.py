@@ -223,7 +223,8 @@ def test_lists_come_in_pages(client: openai.OpenAI, server: LiveServer) -> None:
 def test_two_servers_share_a_folder_and_run_a_batch_once(tmp_path: Path) -> None:
     first, url_1 = _serve(["--delay", "0.03", "--data-dir", str(tmp_path)])
     ours = openai.OpenAI(base_url=f"{url_1}/v1", api_key="none", max_retries=0)
-    batch_id = _start(ours, _upload(ours, _lines(600, max_tokens=12)))
+    # So many that it still runs when the second server has started, however slow this machine is.
+    batch_id = _start(ours, _upload(ours, _lines(6000, max_tokens=12)))
     assert wait_until(lambda: ours.batches.retrieve(batch_id).request_counts.completed > 5)
     second, url_2 = _serve(["--data-dir", str(tmp_path)])
     try:
