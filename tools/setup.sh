@@ -37,7 +37,9 @@ echo "== building and installing dlcore"
 if [ "$dev" = 1 ]; then
   # The dlslime transport is built where the wheel already is.
   "${pip[@]}" "$(sed -n 's/^dlslime = \["\(.*\)"\].*/\1/p' pyproject.toml)"
-  "${pip[@]}" --no-build-isolation --editable ".[dev,bench,ctrl,dlslime,grammar,otel]"
+  # In the folder of preset cpu-release, as that builds it: the tests' core need not be built again.
+  "${pip[@]}" --no-build-isolation --config-settings=build-dir=build/cpu-release \
+    --config-settings=cmake.define.DLCORE_WERROR=ON --editable ".[dev,bench,ctrl,dlslime,grammar,otel]"
 else
   "${pip[@]}" --no-build-isolation .
 fi
