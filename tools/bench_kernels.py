@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlcore.attention import triton_attention
-from dlcore.ops import kernels, sample_kernels
+from dlcore.ops import attention_kernels, kernels, sample_kernels
 from dlcore.ops.tile_linear import linear_tile, tile_linear
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
@@ -140,13 +140,13 @@ def _decode_case(shape: Shape, batch: int, context: int, fp8: bool) -> Case:
     seq_lens = [context] * batch
     kvs = [paged_kv(shape, [1] * batch, seq_lens, fp8=fp8) for _ in range(sets_for(num_bytes))]
     q = bf16(batch, shape.q_heads, shape.head_dim)
-    workspace = kernels.decode_workspace(batch, shape.kv_heads, shape.head_dim, q.device)
+    workspace = attention_kernels.decode_workspace(batch, shape.kv_heads, shape.head_dim, q.device)
     return Case(
         op="decode_attention" + ("/fp8" if fp8 else ""),
         shape=f"{shape.name} S{batch} ctx{context}",
         num_sets=len(kvs),
         num_bytes=float(num_bytes),
-        run=lambda i: kernels.decode_attention(q, kvs[i], torch.empty_like(q), workspace),
+        run=lambda i: attention_kernels.decode_attention(q, kvs[i], torch.empty_like(q), workspace),
     )
 
 
@@ -170,7 +170,7 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     pairs = sum(q * (n - q) + q * (q + 1) / 2 for q, n in lengths)
     kv, kv_fp8 = (paged_kv(shape, query_lens, seq_lens, fp8=fp8) for fp8 in (False, True))
     q = bf16(sum(query_lens), shape.q_heads, shape.head_dim)
-    workspace = kernels.prefill_workspace(q.device)
+    workspace = attention_kernels.prefill_workspace(q.device)
     case = functools.partial(
         Case,
         shape=f"{shape.name} q{query_lens[0]}x{len(query_lens)} ctx{seq_lens[0]}",
@@ -179,11 +179,13 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     )
     yield case(
         op="prefill_attention",
-        run=lambda i: kernels.prefill_attention(q, kv, torch.empty_like(q), workspace),
+        run=lambda i: attention_kernels.prefill_attention(q, kv, torch.empty_like(q), workspace),
     )
     yield case(
         op="prefill_attention/fp8",
-        run=lambda i: kernels.prefill_attention(q, kv_fp8, torch.empty_like(q), workspace),
+        run=lambda i: attention_kernels.prefill_attention(
+            q, kv_fp8, torch.empty_like(q), workspace
+        ),
     )
     step, state = _as_step(kv, q.shape[0])
     yield case(
@@ -192,7 +194,7 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
     )
 
 
-def _as_step(kv: kernels.PagedKv, num_tokens: int) -> tuple[StepBuffers, DeviceState]:
+def _as_step(kv: attention_kernels.PagedKv, num_tokens: int) -> tuple[StepBuffers, DeviceState]:
     """What an attention backend reads of `kv`."""
     empty = torch.zeros(num_tokens, dtype=torch.int32, device="cuda")
     assert kv.query_start_loc is not None

@@ -9,7 +9,7 @@ import torch
 from kernel_inputs import EPS, VOCAB, Shape, bf16, paged_kv
 from torch import Tensor
 
-from dlcore.ops import kernels
+from dlcore.ops import attention_kernels, kernels
 from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
 
@@ -37,7 +37,9 @@ class DecodeStep:
         self.slots = (kv.block_tables[:, -1] * 16 + 15).contiguous()
         self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
         self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
-        self.attention_space = kernels.decode_workspace(batch, shape.kv_heads, d, self.x.device)
+        self.attention_space = attention_kernels.decode_workspace(
+            batch, shape.kv_heads, d, self.x.device
+        )
         self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
         weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
         cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
@@ -54,8 +56,8 @@ class DecodeStep:
         logits = norm_linear(stream, self.norm, EPS, self.head)[0]
         kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
 
-    def attend(self, qkv: Tensor, kv: kernels.PagedKv) -> Tensor:
-        tokens = kernels.NewTokens(
+    def attend(self, qkv: Tensor, kv: attention_kernels.PagedKv) -> Tensor:
+        tokens = attention_kernels.NewTokens(
             qkv=qkv,
             q_weight=self.head_norm,
             k_weight=self.head_norm,
@@ -64,12 +66,12 @@ class DecodeStep:
             positions=self.positions,
             slot_mapping=self.slots,
         )
-        if kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
-            return kernels.decode_projected(tokens, kv, self.attention_space)
+        if attention_kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
+            return attention_kernels.decode_projected(tokens, kv, self.attention_space)
         norm, positions, slots = self.head_norm, self.positions, self.slots
         q = kernels.qk_norm_rope_kv_write(
             qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache, kv.kv_scales
         )
         out = torch.empty_like(q)
-        kernels.decode_attention(q, kv, out, self.attention_space)
+        attention_kernels.decode_attention(q, kv, out, self.attention_space)
         return out

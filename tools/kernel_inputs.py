@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlcore.ops import kernels
+from dlcore.ops import attention_kernels
 
 EPS = 1e-6
 VOCAB = 151936
@@ -36,7 +36,7 @@ def bf16(*shape: int, scale: float = 1.0) -> Tensor:
 
 def paged_kv(
     shape: Shape, query_lens: list[int], seq_lens: list[int], *, fp8: bool = False
-) -> kernels.PagedKv:
+) -> attention_kernels.PagedKv:
     blocks_each = [-(-n // 16) for n in seq_lens]
     total = sum(blocks_each)
     cache = bf16(total, 2, shape.kv_heads, 16, shape.head_dim)
@@ -47,7 +47,7 @@ def paged_kv(
         tables[s, :n] = order[start : start + n]
         start += n
     starts = torch.tensor([0, *query_lens]).cumsum(0).int()
-    return kernels.PagedKv(
+    return attention_kernels.PagedKv(
         kv_cache=cache.to(torch.float8_e4m3fn) if fp8 else cache,
         kv_scales=torch.ones(2, shape.kv_heads, device="cuda") if fp8 else None,
         query_start_loc=starts.cuda(),

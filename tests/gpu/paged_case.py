@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlcore.ops import kernels
+from dlcore.ops import attention_kernels, kernels
 from dlcore.step_buffers import DeviceState, StepBuffers
 
 needs_kernels = pytest.mark.skipif(
@@ -28,7 +28,7 @@ class PagedCase:
     """Sequences of a step over a cache whose unused entries are NaN."""
 
     q: Tensor
-    kv: kernels.PagedKv
+    kv: attention_kernels.PagedKv
     keys: list[Tensor]  # per sequence [len, Hk, D] float32
     values: list[Tensor]
     query_lens: list[int]
@@ -73,7 +73,7 @@ class PagedCase:
         q = torch.randn(starts[-1] + padding_seqs, num_q_heads, head_dim, device=device)
         lens = torch.tensor(seq_lens + [0] * padding_seqs, dtype=torch.int32)
         all_slots = torch.cat([slots.int(), torch.full((padding_seqs,), -1, dtype=torch.int32)])
-        kv = kernels.PagedKv(
+        kv = attention_kernels.PagedKv(
             kv_cache=cache.to(torch.float8_e4m3fn if fp8 else torch.bfloat16),
             kv_scales=scales,
             query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlcore.attention import choose_attention
-from dlcore.ops import kernels
+from dlcore.ops import attention_kernels, kernels
 from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
 
 pytestmark = needs_kernels
@@ -19,8 +19,8 @@ def _decode(case: PagedCase, workspace: torch.Tensor | None = None) -> torch.Ten
     out = torch.full_like(case.q, torch.nan)
     if workspace is None:
         _, _, num_kv_heads, _, head_dim = case.kv.kv_cache.shape
-        workspace = kernels.decode_workspace(1024, num_kv_heads, head_dim, out.device)
-    kernels.decode_attention(case.q, case.kv, out, workspace)
+        workspace = attention_kernels.decode_workspace(1024, num_kv_heads, head_dim, out.device)
+    attention_kernels.decode_attention(case.q, case.kv, out, workspace)
     return out
 
 
@@ -63,7 +63,7 @@ def test_decode_equals_attention_over_the_sequence(seq_lens: list[int], options:
 @pytest.mark.parametrize("copies", [1, 20])
 def test_decode_leaves_prefilling_sequences_alone_and_can_run_again(copies: int) -> None:
     case = PagedCase.random([1, 7, 1, 30] * copies, [4000, 77, 19, 30] * copies)
-    workspace = kernels.decode_workspace(128, 8, 128, case.q.device)
+    workspace = attention_kernels.decode_workspace(128, 8, 128, case.q.device)
     first, second = _decode(case, workspace), _decode(case, workspace)
     for seq, num_queries in enumerate(case.query_lens):
         where, reference = case.reference(seq)
@@ -91,7 +91,7 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
     slot_mapping = (blocks * 16 + offsets).int()
     positions = torch.zeros(num_seqs, dtype=torch.int32, device=device)
     outs = [torch.empty_like(case.q) for _ in range(4)]
-    workspace = kernels.decode_workspace(num_seqs, 8, 128, device)
+    workspace = attention_kernels.decode_workspace(num_seqs, 8, 128, device)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     nan = torch.full((), 255, dtype=torch.uint8, device=device)  # every byte of it
 
@@ -105,7 +105,7 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
             q = kernels.qk_norm_rope_kv_write(
                 qkv, None, None, 0.0, no_rotation, positions, slot_mapping, cache, case.kv.kv_scales
             )
-            kernels.decode_attention(q, case.kv, out, workspace)
+            attention_kernels.decode_attention(q, case.kv, out, workspace)
             forget()
     for _ in range(3):
         for out in outs:
@@ -117,7 +117,7 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
                 assert relative_error(out[where], reference) < BOUND, seq
 
 
-def _projected(case: PagedCase, with_norm: bool) -> kernels.NewTokens:
+def _projected(case: PagedCase, with_norm: bool) -> attention_kernels.NewTokens:
     """Random projections of the token that each sequence of the case ends with."""
     tables, slots = case.kv.block_tables, case.kv.seq_slots
     assert slots is not None
@@ -128,7 +128,7 @@ def _projected(case: PagedCase, with_norm: bool) -> kernels.NewTokens:
     blocks = tables[slots.long(), last.clamp(min=0) // block_size]
     heads = torch.randn(num_seqs, num_q_heads + 2 * num_kv_heads, head_dim, device=device)
     weights = [torch.rand(head_dim, device=device).bfloat16() + 0.5 for _ in range(2)]
-    return kernels.NewTokens(
+    return attention_kernels.NewTokens(
         qkv=heads.bfloat16().flatten(1),
         q_weight=weights[0] if with_norm else None,
         k_weight=weights[1] if with_norm else None,
@@ -171,7 +171,7 @@ def test_decode_from_the_projection_equals_the_two_kernels(
     tokens = _projected(case, with_norm)
     cache = case.kv.kv_cache
     num_kv_heads, head_dim = cache.shape[2], cache.shape[4]
-    workspace = kernels.decode_workspace(1024, num_kv_heads, head_dim, cache.device)
+    workspace = attention_kernels.decode_workspace(1024, num_kv_heads, head_dim, cache.device)
     kv = replace(case.kv, query_start_loc=None)
     # The new token's place holds NaN: nothing may read it before it is written.
     kept = tokens.slot_mapping[tokens.slot_mapping >= 0].long()
@@ -180,7 +180,7 @@ def test_decode_from_the_projection_equals_the_two_kernels(
     cache.view(torch.uint8)[kept // block_size, :, :, kept % block_size] = nan
     for _ in range(2):  # the workspace is clean after a launch
         own = cache.clone()
-        out = kernels.decode_projected(tokens, replace(kv, kv_cache=own), workspace)
+        out = attention_kernels.decode_projected(tokens, replace(kv, kv_cache=own), workspace)
     q = kernels.qk_norm_rope_kv_write(
         tokens.qkv,
         tokens.q_weight,
@@ -193,7 +193,7 @@ def test_decode_from_the_projection_equals_the_two_kernels(
         kv.kv_scales,
     )
     expected = torch.empty_like(q)
-    kernels.decode_attention(q, kv, expected, workspace)
+    attention_kernels.decode_attention(q, kv, expected, workspace)
     live = slice(0, len(seq_lens))  # not the padding
     assert torch.equal(own.view(torch.uint8), cache.view(torch.uint8))
     # The order in which a pair's parts arrive is the order of the sum.
@@ -225,10 +225,10 @@ def test_prefill_is_causal_over_the_context(
 ) -> None:
     case = PagedCase.random(query_lens, seq_lens, **options)
     out = torch.full_like(case.q, torch.nan)
-    workspace = kernels.prefill_workspace(out.device)
+    workspace = attention_kernels.prefill_workspace(out.device)
     for _ in range(2):  # the workspace is clean after a launch
         out.fill_(torch.nan)
-        kernels.prefill_attention(case.q, case.kv, out, workspace)
+        attention_kernels.prefill_attention(case.q, case.kv, out, workspace)
     for seq, num_queries in enumerate(query_lens):
         where, reference = case.reference(seq)
         if num_queries > 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlcore.attention import triton_attention
-from dlcore.ops import kernels
+from dlcore.ops import attention_kernels, kernels
 from dlcore.step_buffers import DeviceState, StepBuffers
 
 MAX_KV_HEADS = 128
@@ -27,10 +27,12 @@ class HopperAttention:
 
     @classmethod
     def create(cls, device: torch.device) -> HopperAttention:
-        head_dim = max(kernels.ATTENTION_HEAD_DIMS)
+        head_dim = max(attention_kernels.ATTENTION_HEAD_DIMS)
         return cls(
-            kernels.decode_workspace(kernels.MAX_ATTENTION_SEQS, MAX_KV_HEADS, head_dim, device),
-            kernels.prefill_workspace(device),
+            attention_kernels.decode_workspace(
+                attention_kernels.MAX_ATTENTION_SEQS, MAX_KV_HEADS, head_dim, device
+            ),
+            attention_kernels.prefill_workspace(device),
         )
 
     def __call__(
@@ -48,9 +50,9 @@ class HopperAttention:
             return triton_attention.paged_attention(q, kv_cache, step, state, scale, kv_scales)
         paged = _paged(kv_cache, step, state, scale, kv_scales)
         out = torch.empty_like(q)
-        kernels.decode_attention(q, paged, out, self.workspace)
-        if is_mixed and q.shape[2] == kernels.PREFILL_HEAD_DIM:
-            kernels.prefill_attention(q, paged, out, self.prefill_workspace)
+        attention_kernels.decode_attention(q, paged, out, self.workspace)
+        if is_mixed and q.shape[2] == attention_kernels.PREFILL_HEAD_DIM:
+            attention_kernels.prefill_attention(q, paged, out, self.prefill_workspace)
         elif is_mixed:
             triton_attention.prefill_attention(
                 q, kv_cache, step, state, scale, kv_scales, out, min_query=1
@@ -58,21 +60,21 @@ class HopperAttention:
         return out
 
     def takes_projected(
-        self, tokens: kernels.NewTokens, kv_cache: Tensor, step: StepBuffers
+        self, tokens: attention_kernels.NewTokens, kv_cache: Tensor, step: StepBuffers
     ) -> bool:
         """Whether `attend_projected` is for this step."""
         num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
         num_q_heads = tokens.qkv.shape[1] // head_dim - 2 * num_kv_heads
         return (
             step.kind == "decode"
-            and num_q_heads // num_kv_heads <= kernels.MAX_PROJECTED_GROUP
-            and kernels.decode_projected_pays(step.num_seqs, num_q_heads, kv_cache)
+            and num_q_heads // num_kv_heads <= attention_kernels.MAX_PROJECTED_GROUP
+            and attention_kernels.decode_projected_pays(step.num_seqs, num_q_heads, kv_cache)
             and _supports(tokens.qkv, num_q_heads, kv_cache, step)
         )
 
     def attend_projected(
         self,
-        tokens: kernels.NewTokens,
+        tokens: attention_kernels.NewTokens,
         kv_cache: Tensor,
         step: StepBuffers,
         state: DeviceState,
@@ -81,7 +83,7 @@ class HopperAttention:
     ) -> Tensor:
         """See attention.projected."""
         paged = _paged(kv_cache, step, state, scale, kv_scales)
-        return kernels.decode_projected(tokens, paged, self.workspace)
+        return attention_kernels.decode_projected(tokens, paged, self.workspace)
 
 
 def _paged(
@@ -90,8 +92,8 @@ def _paged(
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
-) -> kernels.PagedKv:
-    return kernels.PagedKv(
+) -> attention_kernels.PagedKv:
+    return attention_kernels.PagedKv(
         kv_cache=kv_cache,
         kv_scales=kv_scales,
         query_start_loc=step.query_start_loc if step.kind == "mixed" else None,
@@ -107,9 +109,9 @@ def _supports(activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: Ste
     return (
         kernels.usable(activations)
         and kv_cache.dtype in kernels.KV_CACHE_DTYPES
-        and head_dim in kernels.ATTENTION_HEAD_DIMS
+        and head_dim in attention_kernels.ATTENTION_HEAD_DIMS
         and block_size in (16, 32, 64)
-        and num_q_heads // num_kv_heads <= kernels.MAX_ATTENTION_GROUP
+        and num_q_heads // num_kv_heads <= attention_kernels.MAX_ATTENTION_GROUP
         and num_kv_heads <= MAX_KV_HEADS
-        and step.num_seqs <= kernels.MAX_ATTENTION_SEQS
+        and step.num_seqs <= attention_kernels.MAX_ATTENTION_SEQS
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dlcore.attention import AttentionBackend
 from dlcore.attention.hopper_attention import HopperAttention
-from dlcore.ops.kernels import NewTokens
+from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.step_buffers import DeviceState, StepBuffers
 

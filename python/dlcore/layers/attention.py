@@ -9,7 +9,7 @@ from dlcore.attention import AttentionBackend
 from dlcore.attention.projected import attend_projected
 from dlcore.layers.linear import Linear
 from dlcore.layers.norm import RMSNorm
-from dlcore.ops.kernels import NewTokens
+from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import scales_for

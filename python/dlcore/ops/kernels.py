@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,55 +19,10 @@ LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
 MAX_SKINNY_TOKENS = 8
 MULTIPROCESSORS = 132
 ROPE_HEAD_DIMS = (64, 128, 256)
-ATTENTION_HEAD_DIMS = (64, 128)
 KV_CACHE_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
-PREFILL_HEAD_DIM = 128
-MAX_ATTENTION_GROUP = 8  # query heads per KV head
-MAX_PROJECTED_GROUP = 7  # the same where decode attention starts from the projection
-MAX_PROJECTED_PAIRS = 8 * MULTIPROCESSORS  # of a sequence and a KV head
-MAX_ATTENTION_SEQS = 3072
 ARGMAX_STATE_BYTES = 16
 
 _PTR, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-
-
-class _Attention(ctypes.Structure):
-    """struct dlk_attention."""
-
-    _fields_ = (
-        ("q", _PTR),
-        ("kv_cache", _PTR),
-        ("kv_scales", _PTR),
-        ("out", _PTR),
-        ("query_start_loc", _PTR),
-        ("seq_lens", _PTR),
-        ("seq_slots", _PTR),
-        ("block_tables", _PTR),
-        ("workspace", _PTR),
-        ("scale", _FLOAT),
-        ("num_tokens", _INT),
-        ("num_seqs", _INT),
-        ("num_q_heads", _INT),
-        ("num_kv_heads", _INT),
-        ("head_dim", _INT),
-        ("block_size", _INT),
-        ("max_blocks", _INT),
-        ("num_blocks", _INT),
-    )
-
-
-class _NewTokens(ctypes.Structure):
-    """struct dlk_new_tokens."""
-
-    _fields_ = (
-        ("qkv", _PTR),
-        ("q_weight", _PTR),
-        ("k_weight", _PTR),
-        ("cos_sin", _PTR),
-        ("positions", _PTR),
-        ("slot_mapping", _PTR),
-        ("eps", _FLOAT),
-    )
 
 
 class _Sampling(ctypes.Structure):
@@ -101,9 +56,9 @@ _SIGNATURES = {
         *[_INT] * 5,
         _PTR,
     ],
-    "dlk_decode_attention": [ctypes.POINTER(_Attention), _PTR],
-    "dlk_decode_projected": [ctypes.POINTER(_Attention), ctypes.POINTER(_NewTokens), _PTR],
-    "dlk_prefill_attention": [ctypes.POINTER(_Attention), _INT, _PTR],
+    "dlk_decode_attention": [_PTR, _PTR],
+    "dlk_decode_projected": [_PTR, _PTR, _PTR],
+    "dlk_prefill_attention": [_PTR, _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
     "dlk_report_layer": [_PTR, _PTR, _INT, _PTR],
     "dlk_sample": [_PTR, _PTR],
@@ -144,11 +99,16 @@ def usable(*tensors: Tensor) -> bool:
     return all(t.dtype == torch.bfloat16 for t in tensors) and runs_on(tensors[0].device)
 
 
-def _call(name: str, *args: object) -> None:
+def _function(name: str) -> Callable[..., int]:
     library = _library()
     if library is None:
         raise RuntimeError(f"{LIBRARY_PATH} is missing: build dlcore where nvcc is installed")
-    error = getattr(library, name)(*args, torch.cuda.current_stream().cuda_stream)
+    function: Callable[..., int] = getattr(library, name)
+    return function
+
+
+def _call(name: str, *args: object) -> None:
+    error = _function(name)(*args, torch.cuda.current_stream().cuda_stream)
     if error != 0:
         raise RuntimeError(f"{name} failed: CUDA error {error}")
 
@@ -164,6 +124,11 @@ def _ptr(t: Tensor | None) -> int | None:
 def call(name: str, *args: object) -> None:
     """Launches a kernel; a struct goes by its address."""
     _call(name, *(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in args))
+
+
+def size(name: str, *args: int) -> int:
+    """What a function of the library that launches nothing says: a number of bytes."""
+    return _function(name)(*args)
 
 
 pointer = _ptr
@@ -258,126 +223,6 @@ def qk_norm_rope_kv_write(
         *[num_tokens, num_q_heads, num_kv_heads, block_size, head_dim],
     )
     return q
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PagedKv:
-    """What paged attention reads besides q. S sequences, some of them padding (length 0)."""
-
-    kv_cache: Tensor  # [blocks, 2, Hk, block_size, D] bf16, or E4M3 with scales
-    kv_scales: Tensor | None  # [2, Hk] float32
-    query_start_loc: Tensor | None  # int32 [S + 1]; None: sequence s is token s
-    seq_lens: Tensor  # int32 [S]
-    seq_slots: Tensor | None  # int32 [S], rows of block_tables; None: sequence s is row s
-    block_tables: Tensor  # int32 [*, max_blocks]
-    scale: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewTokens:
-    """A decode step's tokens as the projection leaves them, one for each sequence, and how q and k
-    are normalised and rotated: see ops.qk_norm_rope_kv_write."""
-
-    qkv: Tensor  # [S, (Hq + 2 Hk) D]
-    q_weight: Tensor | None
-    k_weight: Tensor | None
-    eps: float
-    cos_sin: Tensor
-    positions: Tensor
-    slot_mapping: Tensor
-
-
-def decode_workspace(
-    max_num_seqs: int, num_kv_heads: int, head_dim: int, device: torch.device
-) -> Tensor:
-    """The memory `decode_attention` merges its splits in: one for an engine, never shared by two
-    launches at once."""
-    library = _library()
-    if library is None:
-        raise RuntimeError(f"{LIBRARY_PATH} is missing: build dlcore where nvcc is installed")
-    size = library.dlk_decode_workspace_bytes(max_num_seqs, num_kv_heads, head_dim)
-    return torch.zeros(size, dtype=torch.uint8, device=device)
-
-
-def _attention_args(
-    q: Tensor | None, kv: PagedKv, out: Tensor, workspace: Tensor | None
-) -> _Attention:
-    _, _, num_kv_heads, block_size, head_dim = kv.kv_cache.shape
-    return _Attention(
-        q=_ptr(q),
-        kv_cache=_ptr(kv.kv_cache),
-        kv_scales=_ptr(kv.kv_scales),
-        out=_ptr(out),
-        query_start_loc=_ptr(kv.query_start_loc),
-        seq_lens=_ptr(kv.seq_lens),
-        seq_slots=_ptr(kv.seq_slots),
-        block_tables=_ptr(kv.block_tables),
-        workspace=_ptr(workspace),
-        scale=kv.scale,
-        num_tokens=out.shape[0],
-        num_seqs=kv.seq_lens.shape[0],
-        num_q_heads=out.shape[1],
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        block_size=block_size,
-        max_blocks=kv.block_tables.shape[1],
-        num_blocks=kv.kv_cache.shape[0],
-    )
-
-
-def decode_attention(q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor) -> None:
-    """Fills out [T, Hq, D] for the sequences with exactly one query token; leaves the others."""
-    _call("dlk_decode_attention", _attention_args(q, kv, out, workspace))
-
-
-def decode_projected_pays(num_seqs: int, num_q_heads: int, kv_cache: Tensor) -> bool:
-    """Whether `decode_projected` is faster than the two kernels, in whole steps on an H100.
-
-    From 17 to 64 tokens a wide model's projection takes all shared memory, so that no block of
-    attention begins beside it: then the kernel between them hides how attention's blocks begin. And
-    where warps have several pairs, the tokens' share is too small for a gain.
-    """
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    if num_seqs * num_kv_heads > MAX_PROJECTED_PAIRS:
-        return False
-    is_wide = num_q_heads * head_dim >= 4096
-    return not (is_wide and 16 < num_seqs <= 64 and kv_cache.dtype == torch.bfloat16)
-
-
-def decode_projected(tokens: NewTokens, kv: PagedKv, workspace: Tensor) -> Tensor:
-    """qk_norm_rope_kv_write and decode_attention in one kernel: [S, Hq, D].
-
-    kv.query_start_loc is None; Hq / Hk is at most MAX_PROJECTED_GROUP.
-    """
-    _, _, num_kv_heads, _, head_dim = kv.kv_cache.shape
-    num_seqs, width = tokens.qkv.shape
-    out = tokens.qkv.new_empty(num_seqs, width // head_dim - 2 * num_kv_heads, head_dim)
-    args = _NewTokens(
-        qkv=_ptr(tokens.qkv),
-        q_weight=_ptr(tokens.q_weight),
-        k_weight=_ptr(tokens.k_weight),
-        cos_sin=_ptr(tokens.cos_sin),
-        positions=_ptr(tokens.positions),
-        slot_mapping=_ptr(tokens.slot_mapping),
-        eps=tokens.eps,
-    )
-    _call("dlk_decode_projected", _attention_args(None, kv, out, workspace), args)
-    return out
-
-
-def prefill_workspace(device: torch.device) -> Tensor:
-    """The counters by which `prefill_attention` hands out its work: as `decode_workspace`."""
-    return torch.zeros(2, dtype=torch.int32, device=device)
-
-
-def prefill_attention(
-    q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor, *, min_query: int = 1
-) -> None:
-    """Fills out [T, Hq, D] for the sequences with more than `min_query` query tokens; causal.
-
-    D is PREFILL_HEAD_DIM, `kv.query_start_loc` given.
-    """
-    _call("dlk_prefill_attention", _attention_args(q, kv, out, workspace), min_query)
 
 
 def begin_step(
