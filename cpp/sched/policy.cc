@@ -19,11 +19,8 @@ ChunkPolicy::ChunkPolicy(const EngineOptions& options)
       long_prefill_(options.long_prefill_token_threshold),
       beside_decodes_(options.max_prefill_tokens_beside_decodes) {}
 
-void ChunkPolicy::BesideDecodes(size_t num_decodes, size_t num_prompts, StepRoom* room) const {
-  if (!chunked_ || beside_decodes_ == 0) return;
-  const auto bound = static_cast<size_t>(beside_decodes_) *
-                     std::max<size_t>(num_prompts, num_decodes) / num_decodes;
-  room->tokens = static_cast<int32_t>(std::min(static_cast<size_t>(room->tokens), bound));
+void ChunkPolicy::BesideDecodes(StepRoom* room) const {
+  if (chunked_ && beside_decodes_ > 0) room->tokens = std::min(room->tokens, beside_decodes_);
 }
 
 bool ChunkPolicy::CanSample(const Sequence& s, const StepRoom& room) const {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "dlcore/options.h"
@@ -35,9 +34,7 @@ class ChunkPolicy {
 
   [[nodiscard]] StepRoom WholeStep() const { return whole_; }
   // Shrinks what is left of a step that decodes to what prefill may take of it.
-  // Where more prompts wait than sequences decode, as many times the bound: a
-  // crowd that came at once would else wait long, to spare few.
-  void BesideDecodes(size_t num_decodes, size_t num_prompts, StepRoom* room) const;
+  void BesideDecodes(StepRoom* room) const;
   [[nodiscard]] Chunk Fit(const Sequence& sequence, const StepRoom& room) const;
 
  private:

@@ -25,10 +25,7 @@ const StepPlan& Scheduler::NextPlan() {
   preempted_ = false;
 
   PlanRunning(&record);
-  if (!plan.empty()) {
-    const size_t num_prompts = prefilling_.size() + waiting_.size();
-    policy_.BesideDecodes(plan.sequences.size(), num_prompts, &room_);
-  }
+  if (!plan.empty()) policy_.BesideDecodes(&room_);
   PlanPrefills(&record);
   Sweep();
   // Whoever was just preempted must not take the blocks straight back.

@@ -33,8 +33,7 @@ struct EngineOptions {
   // room, so that decodes beside it keep their pace. 0 = no such limit.
   int32_t long_prefill_token_threshold = 0;
   // Prompt tokens of one step while other sequences decode: bounds the gap that
-  // prefill puts between their tokens. Where more prompts wait than sequences
-  // decode, as many times more. 0 = no limit. Chunked prefill only.
+  // prefill puts between their tokens. 0 = no limit. Chunked prefill only.
   int32_t max_prefill_tokens_beside_decodes = 0;
   int32_t max_waiting_requests = 0;  // 0 = unbounded
   // Plan a step before the tokens of the one before are known. Unset = where

@@ -57,22 +57,6 @@ TEST(Scheduler, PrefillBesideDecodesIsBounded) {
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 1);
 }
 
-TEST(Scheduler, ManyPromptsBesideFewDecodesTakeManyTimesTheBound) {
-  EngineOptions options = SmallOptions();
-  options.max_prefill_tokens_beside_decodes = 2;
-  Script s(options);
-  s.Submit(MakeRequest(1, 4, 10));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);
-  s.Commit(0);
-  for (const uint64_t id : {2, 3, 4}) s.Submit(MakeRequest(id, 8, 10));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 3 * 2) << "three wait, one decodes";
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 3 * 2);
-  s.Commit(0);
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 2 + 2) << "two wait, two decode: the bound itself";
-  s.Commit(0);
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 2 + 2);
-}
-
 TEST(Scheduler, WithoutChunkingAPromptIsPlannedWhole) {
   EngineOptions options = SmallOptions();
   options.enable_chunked_prefill = false;
