@@ -69,4 +69,5 @@ def test_graphs_are_launched_while_the_gil_is_held() -> None:
     ctypes.PyDLL(None).usleep(100_000)  # PyDLL, unlike CDLL, keeps the GIL
     steps = model.engine.stats()["num_steps"] - before
     model.engine.stop()
-    assert steps > 300, f"{steps} steps in 100 ms"
+    # One that is in flight and one launched before, if the engine needed the GIL.
+    assert steps > 10, f"{steps} steps in 100 ms"
