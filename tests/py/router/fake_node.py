@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import uvicorn
@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 def token_at(prompt: str, position: int) -> int:
@@ -29,6 +30,26 @@ def text_of(prompt: str, count: int) -> str:
     return "".join(f"{token_at(prompt, i)} " for i in range(count))
 
 
+class Ear:
+    """What a client of `app` has heard of the answer to its latest request, one at a time.
+
+    What a connection still holds when it breaks may be lost: a node whose death is to come after
+    some events of its own waits until they were heard.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.num_events = 0
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            await send(message)
+            self.num_events += message.get("body", b"").count(b"\n\n")
+
+        self.num_events = 0
+        await self._app(scope, receive, tell)
+
+
 class FakeNode:
     """Set the fields below from the test's thread; they take effect at the next token."""
 
@@ -36,6 +57,7 @@ class FakeNode:
         self.model = model
         self.owned_by = owned_by
         self.die_after: int | None = None  # tokens until streams are cut
+        self.heard: Callable[[], int] | None = None  # events the client has; see Ear
         self.freeze = False  # nothing answers any more, health included
         self.status = 200  # of generation requests
         self.delay_s = 0.0
@@ -80,6 +102,14 @@ class FakeNode:
         while self.freeze:
             await asyncio.sleep(0.02)
 
+    async def _die_if_told(self, sent: int, position: int) -> None:
+        """`sent` events are this stream's, `position` those of the whole answer."""
+        if self.die_after is None or sent < self.die_after:
+            return
+        while self.heard is not None and self.heard() < position:
+            await asyncio.sleep(0.01)
+        raise RuntimeError("as told")
+
     async def _health(self, request: Request) -> Response:
         await self._thaw()
         return JSONResponse({"status": "ok"})
@@ -109,8 +139,7 @@ class FakeNode:
 
     async def _named_events(self) -> AsyncIterator[str]:
         for number in range(4):
-            if self.die_after is not None and number >= self.die_after:
-                raise RuntimeError("as told")
+            await self._die_if_told(number, number)
             yield f'event: response.step\ndata: {{"number": {number}}}\n\n'
             await asyncio.sleep(0.02)
 
@@ -121,8 +150,7 @@ class FakeNode:
             for sent, position in enumerate(range(len(past), body["max_tokens"])):
                 await asyncio.sleep(self.delay_s)
                 await self._thaw()
-                if self.die_after is not None and sent >= self.die_after:
-                    raise RuntimeError("as told")
+                await self._die_if_told(sent, position)
                 yield self._event(body, position)
             yield "data: [DONE]\n\n"
         finally:

@@ -50,6 +50,13 @@ class Held:
         for gate in self.gates:
             gate.open()
 
+    async def given_up(self) -> None:
+        """Every node has told its engine that nobody waits for an answer any more."""
+        nodes = self.running.nodes
+        await until(lambda: not any(node.engine.num_unfinished_requests for node in nodes))
+        for node in nodes:  # the turn of its event loop that gave the request up is over
+            await asyncio.to_thread(node.finish, asyncio.sleep(0))
+
     async def settled(self) -> None:
         """Every block is back, and every lease ended in one way."""
         await all_blocks_return(self.running)
@@ -142,6 +149,7 @@ def test_a_client_that_leaves_ends_the_computation_and_the_pull(holding: Holding
             await until(held.served_early)
             work.cancel()
             await asyncio.wait({work})
+            await held.given_up()
             held.open()
             await held.settled()
             (prefill,), (decode,) = held.running.stats("prefill"), held.running.stats("decode")
