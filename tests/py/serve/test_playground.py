@@ -24,11 +24,14 @@ FLAGS = [
 ]
 SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
 SCHEMES = ("light", "dark")
+DEADLINE_S = 30.0  # of what a page must come to show, however busy the machine
+LONG_ANSWER = 2000  # sentences, minutes: it ends only when it is stopped
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     assert CHROMIUM, "install chromium (tools/setup.sh --dev does)"
+    expect.set_options(timeout=1000 * DEADLINE_S)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -38,9 +41,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def slow_server() -> Iterator[LiveServer]:
     def reply(prompt: str) -> str:
-        return DEFAULT_REPLY * (50 if "long" in prompt else 3)
+        return DEFAULT_REPLY * (LONG_ANSWER if "long" in prompt else 3)
 
-    with live_server(FakeEngine(reply=reply, delay=0.02)) as server:
+    with live_server(FakeEngine(reply=reply, delay=0.02, max_model_len=1 << 20)) as server:
         yield server
 
 
@@ -84,7 +87,7 @@ def test_stop_ends_the_answer_and_the_request(page: Page, slow_server: LiveServe
     expect(page.locator("#messages li.assistant")).to_contain_text("The")
     page.click("#stop")
     expect(page.locator("#status")).to_have_text("stopped")
-    assert slow_server.wait_idle()
+    assert slow_server.wait_idle(DEADLINE_S)
     page.click("#clear")
     expect(page.locator("#messages li")).to_have_count(0)
 
