@@ -33,7 +33,7 @@ from dlcore.control.local_system import LocalPlan, LocalSystem
 
 ANSWER_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 120.0
-MAX_GROWTH_MIB = 32.0
+MAX_GROWTH_MIB = 48.0  # a node is full after some two minutes, which few live
 ROLES = ("hybrid", "prefill", "decode")
 WATCH_S = 0.5
 LEASE_TTL_S = 8.0
