@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -37,14 +36,8 @@ from dlcore.serve.drain import Drain, DrainMiddleware
 logger = logging.getLogger("dlcore.router")
 
 # Paths whose requests carry a prompt; those that also stream tokens can be resumed.
-RESUMABLE_PATHS = ("/v1/chat/completions", "/v1/completions")
-PLAIN_PATHS = (
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/responses",
-    "/tokenize",
-    "/detokenize",
-)
+RESUMABLE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
+PLAIN_PATHS = ("/v1/messages/count_tokens", "/tokenize", "/detokenize")
 
 
 class Router:
@@ -123,11 +116,7 @@ class Router:
         if isinstance(body, Response):
             return body
         route = routing_request(body, request.headers.get(self.config.session_header))
-        if not body.get("stream"):
-            return await self._whole(request, body, route)
-        encoded = msgspec.json.encode(body)
-        pieces = self.dispatcher.passthrough(request.url.path, encoded, _model(body), route)
-        return await self._streamed(request, pieces)
+        return await self._whole(request, body, route)
 
     async def _body(self, request: Request) -> dict[str, Any] | Response:
         body = await read_json(request, self.config.max_body_bytes)

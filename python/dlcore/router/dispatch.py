@@ -18,11 +18,13 @@ from dlcore.router.pd import PrefillStage, answering_roles
 from dlcore.router.policies import Policy, RoutingRequest
 from dlcore.router.pool import LAST_RESORT, WHOLE, BackendPool
 from dlcore.router.resume import ChoiceAbortedError, ResumableStream
+from dlcore.router.resume_events import ResumableEvents
 from dlcore.router.retry_budget import RetryBudget
-from dlcore.router.sse import DONE, data_of
 from dlcore.router.upstream import Answer, NodeError, ask
 
-END_OF_STREAM = DONE + b"\n\n"
+Resumable = ResumableStream | ResumableEvents
+# APIs whose streams consist of named events.
+NAMED_EVENTS = frozenset({"/v1/messages", "/v1/responses"})
 
 
 class Dispatcher:
@@ -76,7 +78,7 @@ class Dispatcher:
         The first status holds for all. A node lost midway is a pause: another one goes on
         from the tokens the client has. Raises NoBackendError when that cannot be had.
         """
-        stream = ResumableStream(body)
+        stream: Resumable = (ResumableEvents if path in NAMED_EVENTS else ResumableStream)(body)
         request_id = str(body.get("request_id") or uuid.uuid4().hex)
         attempts = self._attempts(model, route, answering_roles(path, body))
         while True:
@@ -98,32 +100,13 @@ class Dispatcher:
                 if stream.started:
                     self._metrics.failovers.inc()
                     if stream.complete:
-                        yield 200, END_OF_STREAM
+                        yield 200, stream.end_mark
                         return
                     if not stream.resumable:
                         raise NoBackendError(f"lost midway, and not resumable: {failure}") from None
 
-    async def passthrough(
-        self, path: str, body: bytes, model: str | None, route: RoutingRequest
-    ) -> AsyncGenerator[tuple[int, bytes], None]:
-        """As `stream`, for APIs that cannot be resumed: another node only before the first byte."""
-        attempts = self._attempts(model, route)
-        while True:
-            backend = await attempts.next()
-            started = False
-            try:
-                async with self._open(backend, route, "POST", path, data=body) as answer:
-                    async for piece in _whole_events(answer):
-                        started = True
-                        yield answer.status, piece
-                return
-            except NodeError as failure:
-                attempts.failed(backend, failure)
-                if started:
-                    raise NoBackendError(f"lost midway: {failure}") from None
-
     async def _relay(
-        self, answer: Answer, backend: Backend, stream: ResumableStream
+        self, answer: Answer, backend: Backend, stream: Resumable
     ) -> AsyncIterator[bytes]:
         if answer.status != 200:  # the client's own mistake: not a stream
             if stream.started:
@@ -133,15 +116,15 @@ class Dispatcher:
             return
         ended = False
         async for event in answer.events():
-            ended = ended or event == DONE
             piece = self._piece(event, backend, stream)
+            ended = ended or stream.ends(event)
             if piece:
                 yield piece
         if not ended:
             raise NodeError(f"{backend.url} ended the stream early")
 
-    def _piece(self, event: bytes, backend: Backend, stream: ResumableStream) -> bytes | None:
-        data = data_of(event)
+    def _piece(self, event: bytes, backend: Backend, stream: Resumable) -> bytes | None:
+        data = stream.data_of(event)
         if data is None:
             return event + b"\n\n"
         if data.startswith(b'{"error"'):
@@ -192,12 +175,3 @@ class Dispatcher:
         finally:
             backend.running -= 1
             backend.load -= route.size
-
-
-async def _whole_events(answer: Answer) -> AsyncIterator[bytes]:
-    """An answer's events, none of them cut: an error event may have to follow."""
-    if answer.status != 200:
-        yield await answer.body()
-        return
-    async for event in answer.events():
-        yield event + b"\n\n"

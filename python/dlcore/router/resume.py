@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from dlcore.router.sse import DONE, data_of
+
 SEED_BITS = 62
 # A node that ends a choice so did not finish it: it is shutting down, or failed.
 UNFINISHED = frozenset({"abort", "error"})
@@ -35,6 +37,9 @@ class _Choice:
 
 class ResumableStream:
     """One client's stream across nodes. `body` is the client's request, decoded."""
+
+    end_mark = DONE + b"\n\n"
+    data_of = staticmethod(data_of)
 
     def __init__(self, body: dict[str, Any]) -> None:
         self._body = body
@@ -107,6 +112,10 @@ class ResumableStream:
         """An event of another engine: passed on as it is; the stream cannot be resumed."""
         self._resumable = False
         return self._written(msgspec.json.decode(data))
+
+    def ends(self, event: bytes) -> bool:
+        """Whether the event is the stream's last."""
+        return event == DONE
 
     def _note(self, choice: dict[str, Any]) -> list[dict[str, Any]]:
         """Records one choice's chunk; returns the chunks that may go to the client now."""

@@ -27,3 +27,10 @@ def data_of(event: bytes) -> bytes | None:
     if event == DONE or not event.startswith(b"data:"):
         return None
     return event[5:].strip()
+
+
+def named_data_of(event: bytes) -> bytes | None:
+    """The JSON of an event whose name, if any, is in its data too; None for comments."""
+    lines = event.split(b"\n")
+    data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+    return b"\n".join(data) if data else None

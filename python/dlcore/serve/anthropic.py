@@ -26,7 +26,7 @@ class MessagesEndpoint:
         record.stream = bool(body.stream)
         call = await chat_call(ctx, to_chat_request(body))
         generation = Generation(ctx.engine, ctx.metrics, record, [call.job])
-        run = MessageRun(call, record.model)
+        run = MessageRun(call, record.model, bool(body.return_token_ids))
         if body.stream:
             return stream_response(ctx, generation, run)
         await run_to_end(generation, request, ctx.config.request_timeout, run.on_output)

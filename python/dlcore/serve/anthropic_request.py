@@ -55,6 +55,8 @@ def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
     chat.max_tokens = request.max_tokens
     chat.stop = request.stop_sequences
     chat.stream = request.stream
+    chat.seed = request.seed
+    chat.resume_token_ids = [*request.resume_token_ids] if request.resume_token_ids else None
     chat.temperature = request.temperature
     chat.top_p = request.top_p or None
     chat.top_k = request.top_k

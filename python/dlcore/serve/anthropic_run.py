@@ -9,6 +9,7 @@ from dlcore.serve.anthropic_blocks import ContentBlocks
 from dlcore.serve.chat_job import ChatCall
 from dlcore.serve.errors import ApiError
 from dlcore.serve.record import new_id
+from dlcore.serve.resume import token_ids_event
 from dlcore.serve.schemas.anthropic import AnthropicUsage, MessageResponse, StreamEvent
 from dlcore.serve.token_counts import TokenCounts
 
@@ -18,8 +19,10 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool
 class MessageRun:
     """Also the StreamEncoder of /v1/messages."""
 
-    def __init__(self, call: ChatCall, model: str) -> None:
+    def __init__(self, call: ChatCall, model: str, token_ids: bool) -> None:
+        """token_ids: events that name the tokens behind the events before them."""
         self._model = model
+        self._token_ids = token_ids
         self._id = f"msg_{new_id()}"
         self._stream = bool(call.request.stream)
         self._reading = call.reader.reading()
@@ -41,6 +44,8 @@ class MessageRun:
             if out.finish_reason is not None:
                 self._blocks.close()
                 self._end(self._reading.finish_reason(out.finish_reason), out.stop_reason)
+            if self._stream and self._token_ids:
+                self._events.append(token_ids_event(out))
         return self._take()
 
     def on_end(self) -> bytes:

@@ -50,6 +50,8 @@ def to_chat_request(request: ResponsesRequest, history: Sequence[Message]) -> Ch
         min_p=request.min_p,
         seed=request.seed,
         repetition_penalty=request.repetition_penalty,
+        stream=request.stream,
+        resume_token_ids=[*request.resume_token_ids] if request.resume_token_ids else None,
         logprobs=logprobs,
         top_logprobs=request.top_logprobs if logprobs else None,
         tools=_tools(request) or None,

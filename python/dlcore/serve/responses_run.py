@@ -13,6 +13,7 @@ from dlcore.serve.errors import ApiError
 from dlcore.serve.generation import Generation
 from dlcore.serve.logprobs import TokenTexts, chat_logprobs
 from dlcore.serve.responses_items import OutputItems
+from dlcore.serve.resume import token_ids_event
 from dlcore.serve.schemas.responses import (
     IncompleteDetails,
     InputTokensDetails,
@@ -73,6 +74,8 @@ class ResponseRun:
             self.items.add(self._reading.read(out), entries)
             if out.finish_reason is not None:
                 self._end(out.finish_reason)
+            if self.request.stream and self.request.return_token_ids:
+                self._events.append(token_ids_event(out))
         return self._take()
 
     def on_end(self) -> bytes:

@@ -1,10 +1,15 @@
-"""`resume_token_ids`: a stream that another server began, and lost."""
+"""`resume_token_ids`: a stream that another server began, and lost; and what makes it possible."""
 
 from __future__ import annotations
 
+import msgspec
+
+from dlcore.outputs import CompletionOutput
 from dlcore.resumption import FIELD, ResumeTokenIds, check_resume_count
 from dlcore.serve.errors import bad_request
 from dlcore.serve.schemas.common import SamplingFields
+
+TOKEN_IDS_EVENT = "dlcore.token_ids"
 
 
 def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds | None]:
@@ -21,3 +26,9 @@ def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds
     n = fields.n or 1
     check_resume_count(resume, num_jobs * n)
     return [resume[i * n : (i + 1) * n] for i in range(num_jobs)]
+
+
+def token_ids_event(out: CompletionOutput) -> bytes:
+    """The event, for APIs of named events, that closes an output: whoever has it has all before."""
+    data = {"type": TOKEN_IDS_EVENT, "token_ids": out.token_ids, "finish_reason": out.finish_reason}
+    return b"event: " + TOKEN_IDS_EVENT.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"

@@ -20,6 +20,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+NAMED_TOKENS = 6  # of every answer of /v1/responses
+
 
 def token_at(prompt: str, position: int) -> int:
     digest = hashlib.blake2b(f"{prompt}\0{position}".encode(), digest_size=2).digest()
@@ -28,6 +30,10 @@ def token_at(prompt: str, position: int) -> int:
 
 def text_of(prompt: str, count: int) -> str:
     return "".join(f"{token_at(prompt, i)} " for i in range(count))
+
+
+def named(kind: str, **fields: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
 class Ear:
@@ -135,13 +141,19 @@ class FakeNode:
         self.requests.append(body)
         if self.status != 200:
             return JSONResponse({"error": {"message": "as told"}}, self.status)
-        return StreamingResponse(self._named_events(), media_type="text/event-stream")
+        return StreamingResponse(self._named_events(body), media_type="text/event-stream")
 
-    async def _named_events(self) -> AsyncIterator[str]:
-        for number in range(4):
-            await self._die_if_told(number, number)
-            yield f'event: response.step\ndata: {{"number": {number}}}\n\n'
-            await asyncio.sleep(0.02)
+    async def _named_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        past = (body.get("resume_token_ids") or [[]])[0]
+        yield named("response.created", response={"id": f"resp_{self._port}", "output": []})
+        for sent, position in enumerate(range(len(past), NAMED_TOKENS)):
+            await self._die_if_told(sent, position + 1)
+            token = token_at(body["input"], position)
+            yield named("response.output_text.delta", delta=f"{token} ", output_index=0)
+            if body.get("return_token_ids"):
+                reason = "length" if position == NAMED_TOKENS - 1 else None
+                yield named("dlcore.token_ids", token_ids=[token], finish_reason=reason)
+        yield named("response.completed", response={"id": f"resp_{self._port}", "output": []})
 
     async def _stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         self.running += 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from router.fake_node import Ear, FakeNode, text_of
+from router.fake_node import NAMED_TOKENS, Ear, FakeNode, text_of
 
 from dlcore.router.app import make_app
 from dlcore.router.backend import Role
@@ -235,32 +235,38 @@ async def test_other_engines_fail_over_before_the_first_token_alone() -> None:
         assert not any("resume_token_ids" in r for r in first.requests + second.requests)
 
 
-@pytest.mark.parametrize("trouble", [{"status": 503}, {"die_after": 0}])
-async def test_other_streams_move_before_the_first_byte(trouble: dict[str, int]) -> None:
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"die_after": 0}, {"die_after": 2}])
+async def test_named_events_go_on_at_another_node(trouble: dict[str, int]) -> None:
     with nodes(2) as (bad, good):
         for name, value in trouble.items():
             setattr(bad, name, value)
         async with routing([bad, good]) as client:
             for _ in range(3):
-                reply = await client.post("/v1/responses", json={"input": "x", "stream": True})
-                assert reply.status_code == 200
-                assert reply.text.count("event: response.step") == 4
-                assert "error" not in reply.text
+                events = await named_events(client)
+                kinds = [event["type"].removeprefix("response.") for event in events]
+                assert kinds == ["created", *["output_text.delta"] * NAMED_TOKENS, "completed"]
+                assert "".join(e.get("delta", "") for e in events) == text_of("x", NAMED_TOKENS)
+                assert events[0]["response"]["id"] == events[-1]["response"]["id"]
         assert bad.requests
 
 
-async def test_other_streams_end_with_an_error_event_after_it() -> None:
-    with nodes(2) as (one, two):
+async def test_named_events_of_other_engines_end_with_an_error_event() -> None:
+    with nodes(2, owned_by="someone") as (one, two):
         one.die_after = two.die_after = 2
         async with routing([one, two]) as client:
-            reply = await client.post("/v1/responses", json={"input": "x", "stream": True})
+            events = await named_events(client)
             metrics = (await client.get("/metrics")).text
-        events = [event for event in reply.text.split("\n\n") if event]
-        assert len(events) == 3
-        name, data = events[-1].splitlines()
-        assert name == "event: error"
-        assert json.loads(data.removeprefix("data: "))["type"] == "error"
+        assert [event["type"] for event in events[3:]] == ["error"]
         assert "dlcore_router:broken_streams_total 1.0" in metrics
+
+
+async def named_events(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    reply = await client.post("/v1/responses", json={"input": "x", "stream": True})
+    assert reply.status_code == 200
+    events = [event.split("\n") for event in reply.text.split("\n\n") if event]
+    decoded: list[dict[str, Any]] = [json.loads(data[6:]) for _, data in events]
+    assert [name for name, _ in events] == [f"event: {event['type']}" for event in decoded]
+    return decoded
 
 
 async def test_models_are_told_apart() -> None:

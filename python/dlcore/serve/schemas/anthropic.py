@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from dlcore.serve.schemas.common import MAX_INT32, JsonObject, PositiveCount, StopStrings
+from dlcore.serve.schemas.common import (
+    MAX_INT32,
+    JsonObject,
+    PositiveCount,
+    ResumedAnswer,
+    Seed,
+    StopStrings,
+)
 
 
 class Block(Struct, kw_only=True):
@@ -78,6 +85,9 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
     metadata: Metadata | None = None
+    seed: Seed | None = None
+    return_token_ids: bool | None = None
+    resume_token_ids: ResumedAnswer | None = None
 
 
 class AnthropicUsage(Struct, kw_only=True):

@@ -15,6 +15,9 @@ PositiveCount = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=64)]
+Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
+# Of an answer with one choice: tokens generated elsewhere, which are not streamed again.
+ResumedAnswer = Annotated[list[list[TokenId]], Meta(min_length=1, max_length=1)]
 JsonObject = dict[str, Any]
 
 
@@ -70,7 +73,7 @@ class SamplingFields(Struct, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = None
+    seed: Seed | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None

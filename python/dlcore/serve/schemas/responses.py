@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from dlcore.serve.schemas.common import MAX_INT32, MAX_INT64, JsonObject, PositiveCount
+from dlcore.serve.schemas.common import (
+    MAX_INT32,
+    JsonObject,
+    PositiveCount,
+    ResumedAnswer,
+    Seed,
+)
 
 
 class InputPart(Struct, kw_only=True):
@@ -78,7 +84,7 @@ class ResponsesRequest(Struct, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = None
+    seed: Seed | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=1024)] | None = None
@@ -96,6 +102,8 @@ class ResponsesRequest(Struct, kw_only=True):
     priority: Annotated[int, Meta(ge=-MAX_INT32, le=MAX_INT32)] | None = None
     cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
     chat_template_kwargs: JsonObject | None = None
+    return_token_ids: bool | None = None
+    resume_token_ids: ResumedAnswer | None = None
 
 
 class InputTokensDetails(Struct, kw_only=True):
