@@ -1,4 +1,5 @@
 // Two engines, their threads and a transport: KV moves while its prompt is computed.
+#include <initializer_list>
 #include <random>
 #include <set>
 
