@@ -101,22 +101,17 @@ class Router:
 
     # ---- requests
 
-    async def resumable(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         body = await self._body(request)
         if isinstance(body, Response):
             return body
+        path = request.url.path
         route = routing_request(body, request.headers.get(self.config.session_header))
-        if not body.get("stream"):
+        if path not in RESUMABLE_PATHS or not body.get("stream"):
             return await self._whole(request, body, route)
-        pieces = self.dispatcher.stream(request.url.path, body, _model(body), route)
-        return await self._streamed(request, pieces)
-
-    async def plain(self, request: Request) -> Response:
-        body = await self._body(request)
-        if isinstance(body, Response):
-            return body
-        route = routing_request(body, request.headers.get(self.config.session_header))
-        return await self._whole(request, body, route)
+        return await self._streamed(
+            request, self.dispatcher.stream(path, body, _model(body), route)
+        )
 
     async def _body(self, request: Request) -> dict[str, Any] | Response:
         body = await read_json(request, self.config.max_body_bytes)
@@ -194,8 +189,7 @@ def make_app(config: RouterConfig, drain: Drain | None = None) -> Starlette:
 
     post = ["POST"]
     routes = [
-        *(Route(path, router.resumable, methods=post) for path in RESUMABLE_PATHS),
-        *(Route(path, router.plain, methods=post) for path in PLAIN_PATHS),
+        *(Route(path, router.answer, methods=post) for path in (*RESUMABLE_PATHS, *PLAIN_PATHS)),
         *OperatorPaths(router).routes(),
     ]
     middleware = [Middleware(KeyMiddleware, keys=config.api_key)] if config.api_key else []

@@ -50,10 +50,7 @@ class ResumableStream:
         self._first: dict[str, Any] | None = None
         self._usage_sent = False
         self._resumable = True
-        # Drawn here, so that every node samples alike.
-        self._seed = body.get("seed")
-        if self._seed is None:
-            self._seed = secrets.randbits(SEED_BITS)
+        self._seed = seed_of(body)
 
     @property
     def started(self) -> bool:
@@ -169,6 +166,12 @@ class ResumableStream:
             choice.finished = tokens is None
             choice.opened = bool(tokens)
             choice.tokens = list(tokens) if isinstance(tokens, list) else []
+
+
+def seed_of(body: dict[str, Any]) -> Any:
+    """The client's, or one drawn here, so that every node samples alike."""
+    seed = body.get("seed")
+    return secrets.randbits(SEED_BITS) if seed is None else seed
 
 
 def _num_choices(body: dict[str, Any]) -> int:

@@ -9,15 +9,14 @@ its items anew, which the client must not see.
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import msgspec
 
-from dlcore.router.resume import SEED_BITS, UNFINISHED, ChoiceAbortedError
+from dlcore.named_event import TOKEN_IDS_EVENT, named_event
+from dlcore.router.resume import UNFINISHED, ChoiceAbortedError, seed_of
 from dlcore.router.sse import named_data_of
 
-TOKEN_IDS = "dlcore.token_ids"
 OPENING = frozenset({"response.created", "response.in_progress", "message_start", "ping"})
 ENDS = frozenset({"response.completed", "response.incomplete", "message_stop"})
 FAILURES = frozenset({"error", "response.failed"})
@@ -36,7 +35,6 @@ class ResumableEvents:
         self._wants_ids = bool(body.get("return_token_ids"))
         self._tokens: list[int] = _clients_own(body.get("resume_token_ids"))
         self._held: list[Event] = []
-        self._last = False  # what is held ends the answer
         self._response: Event = {}  # id and created_at, as first told
         self._items: dict[int, Event] = {}  # the same of each output item
         self._next_number = 0
@@ -44,9 +42,7 @@ class ResumableEvents:
         self._started = False
         self._complete = False
         self._resumable = True
-        self._seed = body.get("seed")
-        if self._seed is None:
-            self._seed = secrets.randbits(SEED_BITS)
+        self._seed = seed_of(body)
 
     @property
     def started(self) -> bool:
@@ -70,7 +66,6 @@ class ResumableEvents:
     def request(self, _request_id: str) -> dict[str, Any]:
         """The body for the next dlcore node, which names its answer as it likes."""
         self._held.clear()
-        self._last = False
         body = {**self._body, "return_token_ids": True, "seed": self._seed}
         if self._tokens:
             body["resume_token_ids"] = [self._tokens]
@@ -87,7 +82,7 @@ class ResumableEvents:
             raise ChoiceAbortedError(f"the stream failed: {data[:300].decode(errors='replace')}")
         if kind in OPENING:
             return self._open(kind, event)
-        if kind == TOKEN_IDS:
+        if kind == TOKEN_IDS_EVENT:
             return self._close_output(event)
         self._held.append(event)
         if kind not in ENDS:
@@ -120,8 +115,6 @@ class ResumableEvents:
         if self._wants_ids:
             self._held.append(event)
         if reason is not None:
-            self._last = True
-        if self._last:
             return b""
         self._tokens += event["token_ids"]
         return self._flush()
@@ -161,8 +154,9 @@ def _only(fields: Event, *names: str) -> Event:
 
 def _encoded(event: Event, data: bytes) -> bytes:
     name = event.get("type")
-    head = b"event: " + name.encode() + b"\n" if isinstance(name, str) else b""
-    return head + b"data: " + data + b"\n\n"
+    if isinstance(name, str):
+        return named_event(name, data)
+    return b"data: " + data + b"\n\n"
 
 
 def _clients_own(resume: Any) -> list[int]:

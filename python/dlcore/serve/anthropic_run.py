@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from dlcore.named_event import named_event
 from dlcore.outputs import RequestOutput
 from dlcore.serve.anthropic_blocks import ContentBlocks
 from dlcore.serve.chat_job import ChatCall
@@ -82,9 +83,7 @@ class MessageRun:
 
     def _emit(self, event: StreamEvent) -> None:
         if self._stream:
-            name = event.type.encode()
-            data = msgspec.json.encode(event)
-            self._events.append(b"event: " + name + b"\ndata: " + data + b"\n\n")
+            self._events.append(named_event(event.type, msgspec.json.encode(event)))
 
     def _take(self) -> bytes:
         data = b"".join(self._events)

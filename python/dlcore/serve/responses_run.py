@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dlcore.named_event import named_event
 from dlcore.outputs import RequestOutput
 from dlcore.serve.chat_job import ChatCall
 from dlcore.serve.errors import ApiError
@@ -153,8 +154,7 @@ class ResponseRun:
             return
         event = {"type": name, "sequence_number": self._sequence, **fields}
         self._sequence += 1
-        data = msgspec.json.encode(event)
-        self._events.append(b"event: " + name.encode() + b"\ndata: " + data + b"\n\n")
+        self._events.append(named_event(name, msgspec.json.encode(event)))
 
     def _take(self) -> bytes:
         data = b"".join(self._events)

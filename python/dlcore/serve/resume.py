@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from dlcore.named_event import TOKEN_IDS_EVENT, named_event
 from dlcore.outputs import CompletionOutput
 from dlcore.resumption import FIELD, ResumeTokenIds, check_resume_count
 from dlcore.serve.errors import bad_request
 from dlcore.serve.schemas.common import SamplingFields
-
-TOKEN_IDS_EVENT = "dlcore.token_ids"
 
 
 def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds | None]:
@@ -31,4 +30,4 @@ def resume_of_jobs(fields: SamplingFields, num_jobs: int) -> list[ResumeTokenIds
 def token_ids_event(out: CompletionOutput) -> bytes:
     """The event, for APIs of named events, that closes an output: whoever has it has all before."""
     data = {"type": TOKEN_IDS_EVENT, "token_ids": out.token_ids, "finish_reason": out.finish_reason}
-    return b"event: " + TOKEN_IDS_EVENT.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+    return named_event(TOKEN_IDS_EVENT, msgspec.json.encode(data))
