@@ -62,18 +62,15 @@ class TwoEngines : public ::testing::TestWithParam<Setting> {
   }
 };
 
-// The prefill engine stands still in the middle of the prompt until bytes were read.
-class HeldPrefill : public TwoEngines {
+// One request, handed over while its prompt is computed.
+class HandOver : public TwoEngines {
  protected:
-  static constexpr int32_t kPromptLen = 64;  // four chunks
+  explicit HandOver(int32_t prompt_len) : request_(MakeRequest(1, prompt_len, 12)) {}
 
-  HeldPrefill() {
-    prefill_.gate().CloseAfter(2);
+  void Begin() {
     EXPECT_TRUE(prefill_.engine().Submit(PrefillOf(request_)).ok());
     request_.kv_source = PdNode::Source(prefill_, LeaseOf(prefill_, 1));
     EXPECT_TRUE(decode_.engine().Submit(request_).ok());
-    EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.early_bytes > 0; }));
-    EXPECT_FALSE(prefill_.finished(1));
   }
   void ExpectDecodeAnswers() {
     EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
@@ -82,9 +79,22 @@ class HeldPrefill : public TwoEngines {
     EXPECT_TRUE(decode_.AllBlocksReturn());
   }
 
-  Request request_ = MakeRequest(1, kPromptLen, 12);
+  Request request_;
   PdNode prefill_{Node(PdRole::kPrefill)};
   PdNode decode_{Node(PdRole::kDecode)};
+};
+
+// The prefill engine stands still in the middle of the prompt until bytes were read.
+class HeldPrefill : public HandOver {
+ protected:
+  static constexpr int32_t kPromptLen = 64;  // four chunks
+
+  HeldPrefill() : HandOver(kPromptLen) {
+    prefill_.gate().CloseAfter(2);
+    Begin();
+    EXPECT_TRUE(WaitFor([&] { return prefill_.engine().Stats().leases.early_bytes > 0; }));
+    EXPECT_FALSE(prefill_.finished(1));
+  }
 };
 
 TEST_P(HeldPrefill, WhatIsWrittenMovesBeforeTheRestIsComputed) {
@@ -128,30 +138,21 @@ TEST_P(HeldPrefill, AReaderThatIsAbortedReturnsTheBlocksOfBothSides) {
 }
 
 // The prefill engine stands still in the middle of the step that writes all of the prompt.
-class HeldStep : public TwoEngines {
+class HeldStep : public HandOver {
  protected:
   static constexpr int32_t kPromptLen = 16;  // one chunk
   static constexpr uint64_t kLayerBytes = (kPromptLen - 1) * sizeof(uint64_t);
 
+  HeldStep() : HandOver(kPromptLen) {}
+
   void Hold(int32_t layers_done) {
     prefill_.layer_gate().CloseAfter(layers_done);
-    ASSERT_TRUE(prefill_.engine().Submit(PrefillOf(request_)).ok());
-    request_.kv_source = PdNode::Source(prefill_, LeaseOf(prefill_, 1));
-    ASSERT_TRUE(decode_.engine().Submit(request_).ok());
+    Begin();
+    ASSERT_FALSE(HasFailure());
     const uint64_t bytes = static_cast<uint64_t>(layers_done) * kLayerBytes;
     ASSERT_TRUE(WaitFor([&] { return Served() >= bytes; }));
   }
   uint64_t Served() { return prefill_.engine().Stats().leases.bytes; }
-  void ExpectDecodeAnswers() {
-    EXPECT_TRUE(decode_.PollUntil([&] { return decode_.finished(1); }));
-    ExpectAnswer(decode_, request_);
-    EXPECT_TRUE(prefill_.AllBlocksReturn());
-    EXPECT_TRUE(decode_.AllBlocksReturn());
-  }
-
-  Request request_ = MakeRequest(1, kPromptLen, 12);
-  PdNode prefill_{Node(PdRole::kPrefill)};
-  PdNode decode_{Node(PdRole::kDecode)};
 };
 
 TEST_P(HeldStep, LayersMoveAsTheyAreWrittenAndNoSooner) {
