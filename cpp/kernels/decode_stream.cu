@@ -20,7 +20,8 @@
 namespace dlcore::kernels {
 namespace {
 
-constexpr int kRingsBytes = 192 * 1024;  // of a block
+// Of a block: leaves room for one of the next kernel, which brings its first weights.
+constexpr int kRingsBytes = 128 * 1024;
 
 template <int kWarps, int kHeadDim, class Cache>
 struct Ring {
@@ -151,7 +152,10 @@ struct Requests {
     if (unit * kWarpTokens >= segment.EndToken()) {
       const int begin = segment.pair_start + segment.unit_end;
       done = begin >= end;
-      if (done) return;
+      if (done) {
+        AllowNext();  // earlier, its requests would compete with those of K and V
+        return;
+      }
       segment = seqs.SegmentAt<WarpShape<kWarps>>(p.a, begin, end);
       BeginSegment();
     } else if (unit == window + kWarpSize) {
@@ -180,7 +184,6 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   auto* stages = reinterpret_cast<Ring*>(shared_bytes)[warp].stages;
   uint64_t* full = barriers[warp];
 
-  AllowNext();
   if (lane < Ring::kStages) InitBarrier(full + lane, 1);
   FenceBarrierInit();
   const Runs<Shape> runs = CutRuns<Shape>(a, seqs, scratch);
