@@ -314,14 +314,14 @@ def _draw_case(
     )
 
 
-def decode_step_cases(batches: list[int]) -> Iterator[Case]:
+def decode_step_cases(batches: list[int], context: int) -> Iterator[Case]:
     """All layers of a decode step with their own weights, the head and the argmax: one graph."""
     for shape in SHAPES:
         for batch in batches:
-            step = DecodeStep(shape, batch, context=256)
+            step = DecodeStep(shape, batch, context)
             yield Case(
                 op="decode_step",
-                shape=f"{shape.name} S{batch} ctx256",
+                shape=f"{shape.name} S{batch} ctx{context}",
                 run=step.run,
                 num_sets=1,
                 num_bytes=step.num_bytes,
@@ -337,10 +337,11 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=807e12, help="bf16 operations/s")
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--context", type=int, default=256, help="of decode_step")
     parser.add_argument("--row-tiles", type=int, nargs="*", default=[0])
     args = parser.parse_args()
     groups: dict[str, Callable[[], Iterator[Case]]] = {
-        "decode_step": lambda: decode_step_cases(args.sequences),
+        "decode_step": lambda: decode_step_cases(args.sequences, args.context),
         "pointwise": pointwise_cases,
         "argmax": argmax_cases,
         "sample": sample_cases,

@@ -46,13 +46,14 @@ struct Shared {
 };
 
 template <int kHeadDim, class Cache, class Shape, class Heads>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
+__global__ void __launch_bounds__(Shape::kBoundThreads, Shape::kBlocksPerSm)
     DecodeAttention(const Params p) {
   constexpr int kWarps = Shape::kWarps, kThreads = Shape::kThreads;
   constexpr int kUnitTokens = Shape::kUnitTokens;
   // Whether a step requests the next one's tokens, and a block its first before the previous kernel
-  // ends, where it can: bf16 leaves no registers for it, and other warps fill the gap.
-  constexpr bool kAhead = sizeof(Cache) == 1;
+  // ends, where it can. With 16 warps on a multiprocessor bf16 leaves no registers for it, and other
+  // warps fill the gap.
+  constexpr bool kAhead = sizeof(Cache) == 1 || Shape::kIsRoomy;
   using Raw = typename CacheTraits<Cache>::Raw;
   extern __shared__ __align__(16) char shared_bytes[];
   auto& shared = *reinterpret_cast<Shared<kHeadDim, Cache, Shape, Heads>*>(shared_bytes);
@@ -74,7 +75,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
     return;
   }
   WarpState<kHeadDim, Cache> state;
-  auto from_memory = [](const Cache* p) { return LoadCache<Raw>(p); };
+  const uint64_t policy = EvictFirst();
+  auto from_memory = [&](const Cache* p) {
+    return Shape::kIsRoomy ? LoadCache<Raw>(p, policy) : LoadCache<Raw>(p);
+  };
   auto load = [&](const Cache* keys) {
     state.LoadKeys(keys, g, t, from_memory);
     state.LoadValues(keys + v_offset, g, t, from_memory);
@@ -272,8 +276,9 @@ template <int kHeadDim>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
   const int pairs = p.a.num_seqs * p.a.num_kv_heads;
   if (pairs >= kManyPairs) return RunShape<kHeadDim, ManyPairs>(p, stream);
-  return pairs >= kSomePairs ? RunShape<kHeadDim, SomePairs>(p, stream)
-                             : RunShape<kHeadDim, FewPairs>(p, stream);
+  if (pairs >= kSomePairs) return RunShape<kHeadDim, SomePairs>(p, stream);
+  return pairs >= kFewPairs ? RunShape<kHeadDim, FewPairs>(p, stream)
+                            : RunShape<kHeadDim, FewestPairs>(p, stream);
 }
 
 int RunDecode(const dlk_attention& a, const dlk_new_tokens& tokens, cudaStream_t stream) {

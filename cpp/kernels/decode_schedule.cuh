@@ -19,22 +19,29 @@ inline bool StreamPays(int num_seqs, int num_kv_heads, int row_bytes) {
   return num_seqs * num_kv_heads >= (row_bytes >= 256 ? 264 : 1024);
 }
 
-// One large block per multiprocessor for few pairs; smaller ones for more, so that each has a pair
-// of its own and begins beside the kernel before.
-template <int kNumWarps>
+// One large block per multiprocessor for the fewest pairs, where latency counts. For few, blocks
+// that leave registers to those of the product before and of the one after, so that all three run
+// side by side. Smaller ones for more pairs than multiprocessors, so that each has its own.
+template <int kNumWarps, int kNumBlocksPerSm>
 struct Shape {
   static constexpr int kWarps = kNumWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kBlocksPerSm = 16 / kWarps;
+  static constexpr int kBlocksPerSm = kNumBlocksPerSm;
   static constexpr int kBlocks = 132 * kBlocksPerSm;
   static constexpr int kUnitTokens = kWarps * kWarpTokens;
+  // A warp may have more than the 128 registers that 16 warps on a multiprocessor leave each.
+  static constexpr bool kIsRoomy = kWarps * kBlocksPerSm <= 8;
+  // For the compiler, which then leaves a third of the registers to other kernels' blocks.
+  static constexpr int kBoundThreads = kIsRoomy ? kThreads * 3 / 2 : kThreads;
   // A pair of up to this many units is not cut: merging would cost more than it saves.
   static constexpr int kWholeUnits = kWarps == 16 ? 4 : 8;
 };
-using FewPairs = Shape<16>;
-using SomePairs = Shape<8>;
-using ManyPairs = Shape<4>;
-inline constexpr int kSomePairs = FewPairs::kBlocks + 1, kManyPairs = SomePairs::kBlocks;
+using FewestPairs = Shape<16, 1>;
+using FewPairs = Shape<8, 1>;
+using SomePairs = Shape<8, 2>;
+using ManyPairs = Shape<4, 4>;
+inline constexpr int kFewPairs = 48, kSomePairs = FewPairs::kBlocks + 1;
+inline constexpr int kManyPairs = SomePairs::kBlocks;
 inline constexpr int kMaxBlocks = ManyPairs::kBlocks;
 
 template <class Shape>

@@ -70,4 +70,24 @@ __device__ __forceinline__ uint2 LoadCache<uint2>(const void* p) {
   return v;
 }
 
+// The same by a policy: EvictFirst.
+template <class Raw>
+__device__ __forceinline__ Raw LoadCache(const void* p, uint64_t policy);
+template <>
+__device__ __forceinline__ uint4 LoadCache<uint4>(const void* p, uint64_t policy) {
+  uint4 v;
+  asm volatile("ld.global.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p), "l"(policy));
+  return v;
+}
+template <>
+__device__ __forceinline__ uint2 LoadCache<uint2>(const void* p, uint64_t policy) {
+  uint2 v;
+  asm volatile("ld.global.L2::cache_hint.v2.u32 {%0,%1}, [%2], %3;"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(p), "l"(policy));
+  return v;
+}
+
 }  // namespace dlcore::kernels

@@ -25,11 +25,13 @@ VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 SMALL_MIXED_TOKENS = (64, 96, 128, 192)
 MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its work on padding
+# What a small model's prompts fill beside decodes (step_limits.py), with some and many of those.
+FULL_MIXED_TOKENS = (2048 + 64, 2048 + 256)
 # Sequence buckets of mixed steps below the largest: each costs a graph and saves rows of logits.
 # Steps of many tokens are prompts of few sequences, or so long that the rows do not matter.
 FEW_SEQS = 16
 SOME_SEQS = (FEW_SEQS, 64, 256)
-SOME_SEQS_TOKENS = 1536  # steps of at most this many tokens have all of them
+SOME_SEQS_TOKENS = 2304  # steps of at most this many tokens have all of them
 # Shorter steps tell of no layer: they are over before a reader knows what to ask for.
 MIN_REPORTED_TOKENS = 512
 
@@ -43,7 +45,7 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
 
 def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple[int, int]]:
     """(token bucket, sequence bucket) of mixed steps; each sequence bucket is in `seq_sizes`."""
-    tokens = [max_num_batched_tokens, *SMALL_MIXED_TOKENS]
+    tokens = [max_num_batched_tokens, *SMALL_MIXED_TOKENS, *FULL_MIXED_TOKENS]
     octave = 256
     while octave < max_num_batched_tokens:
         step = octave // MIXED_STEPS_PER_OCTAVE
