@@ -211,6 +211,7 @@ def _as_step(kv: attention_kernels.PagedKv, num_tokens: int) -> tuple[StepBuffer
         seq_lens=kv.seq_lens,
         seq_slots=kv.seq_slots,
         logits_indices=empty,
+        row_start_loc=empty,
         row_fields=empty,
     )
     return step, _state(kv.block_tables, empty)

@@ -45,6 +45,8 @@ def write_prompt(step: StepBuffers, state: DeviceState, block_size: int) -> None
     step.seq_slots.fill_(-1)
     step.seq_slots[0] = 0
     step.logits_indices.fill_(count - 1)
+    step.row_start_loc.fill_(1)
+    step.row_start_loc[0] = 0
     num_blocks = -(-count // block_size)
     state.block_tables[0, :num_blocks] = torch.arange(num_blocks, dtype=torch.int32)
 

@@ -116,7 +116,8 @@ struct Requests {
   }
   // Whether the next request is for what the kernels before this one write.
   __device__ bool NeedsPrevious() const {
-    return at_queries || (!Query::kAddsToken && (unit + 1) * kWarpTokens >= segment.len);
+    if (Query::kAddsToken) return at_queries;
+    return p.a.only_last_is_new == 0 || (unit + 1) * kWarpTokens >= segment.len;
   }
   __device__ typename Query::Rows Queries() const {
     return Query::InMemory(p, segment.seq, segment.head, position);

@@ -90,6 +90,9 @@ struct dlk_attention {
   int num_tokens, num_seqs;        // buckets
   int num_q_heads, num_kv_heads, head_dim, block_size, max_blocks;
   int num_blocks;  // of the cache
+  // Decode: not 0 where all tokens of a sequence but its last are of earlier steps. They are then
+  // read while the kernel before this one runs.
+  int only_last_is_new;
 };
 int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim);
 // Sequences with exactly one query token (others are skipped). D is 64 or 128, Hq / Hk <= 8,

@@ -35,6 +35,10 @@ Chunk ChunkPolicy::Fit(const Sequence& s, const StepRoom& room) const {
   if (chunked_ && long_prefill_ > 0) n = std::min(n, long_prefill_);
   // Rows of prompt logprobs are few; they bound the chunk.
   if (PromptRows(s, start + n) > room.rows) n = s.next_prompt_row() + room.rows - start;
+  // A chunk's rows are its last tokens; behind a resumed request's are those of its output.
+  if (s.num_known() > s.prompt_len() && PromptRows(s, start + n) > 0) {
+    n = std::min(n, s.prompt_rows_end() - start);
+  }
   // Reaching the end means sampling, which needs a row, its mask and its history.
   if (n == wanted && (PromptRows(s, start + n) + 1 > room.rows || !CanSample(s, room))) --n;
   // Without chunking a prompt goes whole, unless its own rows cannot fit one step.

@@ -36,6 +36,7 @@ void StepBuilder::FillSequences(const StepPlan& plan, const StepKey& key) {
   int32_t max_seq_len = 0;
   int32_t max_query_len = 0;
   for (const PlannedSequence& planned : plan.sequences) {
+    Ints(InputField::kRowStartLoc)[index] = row;
     FillTokens(planned, index++, token);
     FillRows(planned, token, row, key.sampler);
     token += planned.num_tokens;
@@ -124,6 +125,7 @@ void StepBuilder::Pad(const StepPlan& plan, const StepKey& key) {
   pad(Ints(InputField::kSeqLens), num_seqs, key.num_seqs, 0);
   pad(Ints(InputField::kSeqSlots), num_seqs, key.num_seqs, kNoSlot.value);
   pad(Ints(InputField::kLogitsIndices), plan.num_rows, key.num_seqs, 0);
+  pad(Ints(InputField::kRowStartLoc), num_seqs, key.num_seqs + 1, plan.num_rows);
   pad(Ints(InputField::kRowSlots), plan.num_rows, key.num_seqs, kNoSlot.value);
   pad(Ints(InputField::kTargetTokens), plan.num_rows, key.num_seqs, -1);
   PadRows(plan.num_rows, key.num_seqs, key.sampler);

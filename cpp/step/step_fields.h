@@ -21,6 +21,7 @@ enum class InputField : uint8_t {
   kSeqLens,
   kSeqSlots,
   kLogitsIndices,
+  kRowStartLoc,
   kRowSlots,
   kTargetTokens,
   kTemperature,
@@ -35,7 +36,7 @@ enum class InputField : uint8_t {
   kMaskRows,
   kCountsReset,
 };
-inline constexpr size_t kNumInputFields = 22;
+inline constexpr size_t kNumInputFields = 23;
 
 enum class FieldExtent : uint8_t { kHeader, kTokens, kSeqs, kSeqsPlusOne };
 
@@ -56,6 +57,7 @@ inline constexpr std::array<InputFieldSpec, kNumInputFields> kInputFields = {{
     {"seq_lens", FieldType::kInt32, FieldExtent::kSeqs, SamplerVariant::kGreedy},
     {"seq_slots", FieldType::kInt32, FieldExtent::kSeqs, SamplerVariant::kGreedy},
     {"logits_indices", FieldType::kInt32, FieldExtent::kSeqs, SamplerVariant::kGreedy},
+    {"row_start_loc", FieldType::kInt32, FieldExtent::kSeqsPlusOne, SamplerVariant::kGreedy},
     {"row_slots", FieldType::kInt32, FieldExtent::kSeqs, SamplerVariant::kGreedy},
     {"target_tokens", FieldType::kInt32, FieldExtent::kSeqs, SamplerVariant::kGreedy},
     {"temperature", FieldType::kFloat32, FieldExtent::kSeqs, SamplerVariant::kRandom},

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -48,6 +49,47 @@ class Header(IntEnum):
     STEP_SERIAL = 13
 
 
+class Queries(Protocol):
+    """The query tokens of a step, or some of them, as attention reads them. S sequences."""
+
+    @property
+    def kind(self) -> str:
+        """See StepBuffers; "rows": see WantedRows."""
+        ...
+
+    @property
+    def query_start_loc(self) -> Tensor: ...  # int32 [S + 1]
+
+    @property
+    def seq_lens(self) -> Tensor: ...  # int32 [S], 0 = padding
+
+    @property
+    def seq_slots(self) -> Tensor: ...  # int32 [S], -1 = padding
+
+    @property
+    def num_seqs(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedRows:
+    """The tokens of a mixed step whose hidden state is wanted: of each sequence its last ones, or
+    none. Unlike in other queries, tokens before a sequence's last may be of this step too."""
+
+    kind = "rows"
+    indices: Tensor  # int32 [S]: row -> token
+    query_start_loc: Tensor  # int32 [S + 1]: of rows
+    seq_lens: Tensor
+    seq_slots: Tensor
+
+    @property
+    def num_seqs(self) -> int:
+        return self.seq_lens.shape[0]
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """tokens: [T, ...] -> [S, ...]."""
+        return tokens.index_select(0, self.indices)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBuffers:
     """What a model reads of one step. T = key.num_tokens, S = key.num_seqs."""
@@ -63,6 +105,7 @@ class StepBuffers:
     seq_lens: Tensor  # int32 [S], 0 = padding
     seq_slots: Tensor  # int32 [S], -1 = padding
     logits_indices: Tensor  # int32 [S]
+    row_start_loc: Tensor  # int32 [S + 1]
     row_fields: Tensor  # int32: query_start_loc and all that follows it, up to the tail
     report_layers: LayerReport | None = None
 
@@ -73,6 +116,17 @@ class StepBuffers:
     @property
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
+
+    def wanted_rows(self) -> WantedRows | None:
+        """None where all tokens are wanted."""
+        if self.kind == "decode":
+            return None
+        return WantedRows(
+            indices=self.logits_indices,
+            query_start_loc=self.row_start_loc,
+            seq_lens=self.seq_lens,
+            seq_slots=self.seq_slots,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +242,7 @@ _STEP_FIELDS = (
     "seq_lens",
     "seq_slots",
     "logits_indices",
+    "row_start_loc",
 )
 _SAMPLER_FIELDS = frozenset(SamplerBuffers.__slots__) - {"variant", "arena", "header"}
 

@@ -102,6 +102,7 @@ class PagedCase:
             seq_lens=self.kv.seq_lens,
             seq_slots=slots,
             logits_indices=empty,
+            row_start_loc=empty,
             row_fields=empty,
         )
         tables = self.kv.block_tables

@@ -62,6 +62,7 @@ def _step(query_lens: list[int], seq_lens: list[int], kind: str, device: torch.d
         seq_lens=torch.tensor(seq_lens, **ints),
         seq_slots=torch.arange(num_seqs, **ints),
         logits_indices=torch.tensor([s - 1 for s in starts[1:]], **ints),
+        row_start_loc=torch.arange(num_seqs + 1, **ints),
         row_fields=header,
     )
 

@@ -115,6 +115,8 @@ inline constexpr int32_t kHistoryOutputFlag = 1 << 30;
 //   seq_lens          int32 [S]    context length after this step; 0 = padding
 //   seq_slots         int32 [S]    row of block_tables / last_tokens; -1 = padding
 //   logits_indices    int32 [S]    row -> token index whose hidden state is wanted
+//   row_start_loc     int32 [S+1]  a sequence's first row; its rows are its last query tokens, in
+//                                  their order; padded with num_rows
 //   row_slots         int32 [S]    row -> slot; -1 = padding or a prompt-logprob row
 //   target_tokens     int32 [S]    prompt-logprob rows: the token to score; -1 = sample
 // kRandom adds: temperature, top_p, min_p float32 [S]; top_k int32 [S]; seeds int64 [S];

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlcore.attention import hopper_attention, torch_attention, triton_attention
 from dlcore.config import ConfigError
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, Queries
 
 
 class AttentionBackend(Protocol):
@@ -17,7 +17,7 @@ class AttentionBackend(Protocol):
         self,
         q: Tensor,
         kv_cache: Tensor,
-        step: StepBuffers,
+        queries: Queries,
         state: DeviceState,
         scale: float,
         kv_scales: Tensor | None = None,

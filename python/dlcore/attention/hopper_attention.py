@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlcore.attention import triton_attention
 from dlcore.ops import attention_kernels, kernels
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, Queries, StepBuffers
 
 MAX_KV_HEADS = 128
 
@@ -39,23 +39,23 @@ class HopperAttention:
         self,
         q: Tensor,
         kv_cache: Tensor,
-        step: StepBuffers,
+        queries: Queries,
         state: DeviceState,
         scale: float,
         kv_scales: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
-        is_mixed = step.kind == "mixed"
-        if not _supports(q, q.shape[1], kv_cache, step):
-            return triton_attention.paged_attention(q, kv_cache, step, state, scale, kv_scales)
-        paged = _paged(kv_cache, step, state, scale, kv_scales)
+        has_prompts = queries.kind != "decode"
+        if not _supports(q, q.shape[1], kv_cache, queries):
+            return triton_attention.paged_attention(q, kv_cache, queries, state, scale, kv_scales)
+        paged = _paged(kv_cache, queries, state, scale, kv_scales)
         out = torch.empty_like(q)
         attention_kernels.decode_attention(q, paged, out, self.workspace)
-        if is_mixed and q.shape[2] == attention_kernels.PREFILL_HEAD_DIM:
+        if has_prompts and q.shape[2] == attention_kernels.PREFILL_HEAD_DIM:
             attention_kernels.prefill_attention(q, paged, out, self.prefill_workspace)
-        elif is_mixed:
+        elif has_prompts:
             triton_attention.prefill_attention(
-                q, kv_cache, step, state, scale, kv_scales, out, min_query=1
+                q, kv_cache, queries, state, scale, kv_scales, out, min_query=1
             )
         return out
 
@@ -88,7 +88,7 @@ class HopperAttention:
 
 def _paged(
     kv_cache: Tensor,
-    step: StepBuffers,
+    queries: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
@@ -96,15 +96,16 @@ def _paged(
     return attention_kernels.PagedKv(
         kv_cache=kv_cache,
         kv_scales=kv_scales,
-        query_start_loc=step.query_start_loc if step.kind == "mixed" else None,
-        seq_lens=step.seq_lens,
-        seq_slots=step.seq_slots,
+        query_start_loc=None if queries.kind == "decode" else queries.query_start_loc,
+        seq_lens=queries.seq_lens,
+        seq_slots=queries.seq_slots,
         block_tables=state.block_tables,
         scale=scale,
+        only_last_is_new=queries.kind != "rows",
     )
 
 
-def _supports(activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers) -> bool:
+def _supports(activations: Tensor, num_q_heads: int, kv_cache: Tensor, queries: Queries) -> bool:
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     return (
         kernels.usable(activations)
@@ -113,5 +114,5 @@ def _supports(activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: Ste
         and block_size in (16, 32, 64)
         and num_q_heads // num_kv_heads <= attention_kernels.MAX_ATTENTION_GROUP
         and num_kv_heads <= MAX_KV_HEADS
-        and step.num_seqs <= attention_kernels.MAX_ATTENTION_SEQS
+        and queries.num_seqs <= attention_kernels.MAX_ATTENTION_SEQS
     )

@@ -8,7 +8,7 @@ from dlcore.attention import AttentionBackend
 from dlcore.attention.hopper_attention import HopperAttention
 from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
 
 
 def attend_projected(
@@ -19,10 +19,12 @@ def attend_projected(
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
+    rows: WantedRows | None = None,
 ) -> Tensor:
     """Norms and rotates q and k, writes k and v to `kv_cache`, attends: [T, Hq, D].
 
-    tokens: of the whole step, whatever its kind. The rest: see AttentionBackend.
+    tokens: of the whole step, whatever its kind. rows: if given, the only tokens that attend, of
+    a mixed step; the result is [S, Hq, D] then. The rest: see AttentionBackend.
     """
     if isinstance(backend, HopperAttention) and backend.takes_projected(tokens, kv_cache, step):
         return backend.attend_projected(tokens, kv_cache, step, state, scale, kv_scales)
@@ -37,4 +39,6 @@ def attend_projected(
         kv_cache,
         kv_scales,
     )
+    if rows is not None:
+        return backend(rows.of(q), kv_cache, rows, state, scale, kv_scales)
     return backend(q, kv_cache, step, state, scale, kv_scales)

@@ -9,25 +9,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlcore.quant.fp8 import dequantize
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, Queries
 
 
 def paged_attention(
     q: Tensor,
     kv_cache: Tensor,
-    step: StepBuffers,
+    queries: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See AttentionBackend. Reads lengths on the host, so it cannot be captured."""
-    tables = state.block_tables[step.seq_slots.long()].long()
-    seq_lens = step.seq_lens.tolist()
+    tables = state.block_tables[queries.seq_slots.long()].long()
+    seq_lens = queries.seq_lens.tolist()
     cache = _Cache(kv_cache, kv_scales, q.dtype)
-    if step.kind == "decode":
+    if queries.kind == "decode":
         return _decode(q, cache, tables, seq_lens, scale)
     out = torch.zeros_like(q)
-    starts = step.query_start_loc.tolist()
+    starts = queries.query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens):
         query = slice(starts[i], starts[i + 1])
         if query.start < query.stop:

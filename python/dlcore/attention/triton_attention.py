@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, Queries
 
 try:
     import triton
@@ -34,24 +34,24 @@ def available() -> bool:
 def paged_attention(
     q: Tensor,
     kv_cache: Tensor,
-    step: StepBuffers,
+    queries: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See AttentionBackend."""
     q = q.contiguous()
-    if step.kind == "decode":
-        return _decode(q, kv_cache, step, state, scale, kv_scales)
+    if queries.kind == "decode":
+        return _decode(q, kv_cache, queries, state, scale, kv_scales)
     out = torch.empty_like(q)
-    prefill_attention(q, kv_cache, step, state, scale, kv_scales, out, min_query=0)
+    prefill_attention(q, kv_cache, queries, state, scale, kv_scales, out, min_query=0)
     return out
 
 
 def prefill_attention(
     q: Tensor,
     kv_cache: Tensor,
-    step: StepBuffers,
+    queries: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
@@ -65,16 +65,16 @@ def prefill_attention(
     group = num_heads // num_kv_heads
     rows = max(QUERY_ROWS, triton.next_power_of_2(group))
     block_q = rows // group
-    _mixed_kernel[(num_tokens // block_q + step.num_seqs, num_kv_heads)](
+    _mixed_kernel[(num_tokens // block_q + queries.num_seqs, num_kv_heads)](
         q,
         kv_cache,
         kv_scales,
         out,
-        step.query_start_loc,
-        step.seq_lens,
-        step.seq_slots,
+        queries.query_start_loc,
+        queries.seq_lens,
+        queries.seq_slots,
         state.block_tables,
-        step.num_seqs,
+        queries.num_seqs,
         state.block_tables.stride(0),
         scale,
         NUM_HEADS=num_heads,
@@ -94,7 +94,7 @@ def prefill_attention(
 def _decode(
     q: Tensor,
     kv_cache: Tensor,
-    step: StepBuffers,
+    queries: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
@@ -112,8 +112,8 @@ def _decode(
         kv_scales,
         partial,
         lse,
-        step.seq_lens,
-        step.seq_slots,
+        queries.seq_lens,
+        queries.seq_slots,
         state.block_tables,
         state.block_tables.stride(0),
         scale,

@@ -13,7 +13,7 @@ from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import scales_for
-from dlcore.step_buffers import DeviceState, StepBuffers
+from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
 
 
 class GqaAttention(nn.Module):
@@ -81,9 +81,11 @@ class GqaAttention(nn.Module):
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
+        rows: WantedRows | None = None,
     ) -> ResidualStream:
         """The stream with the attention of its norm added; writes this step's k and v to
-        `kv_cache`. next_norm: the one that will read the result."""
+        `kv_cache`. next_norm: the one that will read the result. rows: the only ones wanted of it.
+        """
         qkv_proj, o_proj = self.qkv_proj, self.o_proj
         qkv, residual = norm_linear(stream, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias)
         tokens = NewTokens(
@@ -96,6 +98,8 @@ class GqaAttention(nn.Module):
             slot_mapping=step.slot_mapping,
         )
         out = attend_projected(
-            self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales
+            self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales, rows
         ).flatten(1)
+        if rows is not None:
+            residual = rows.of(residual)
         return residual_linear(out, o_proj.weight, o_proj.bias, residual, next_norm.weight)

@@ -25,7 +25,7 @@ from dlcore.ops.linear import linear, norm_swiglu, residual_linear
 from dlcore.ops.report_layer import report_layer
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import E4M3
-from dlcore.step_buffers import DeviceState, StepBuffers, lazy_zeros
+from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows, lazy_zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +113,12 @@ class Qwen3DecoderLayer(nn.Module):
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
+        rows: WantedRows | None = None,
     ) -> ResidualStream:
-        """next_norm: the one that will read the result."""
+        """next_norm: the one that will read the result. rows: the only ones wanted of it; keys and
+        values are written for all tokens."""
         middle = self.post_attn_norm
-        stream = self.attn(stream, self.input_norm, middle, step, state, cos_sin, kv_cache)
+        stream = self.attn(stream, self.input_norm, middle, step, state, cos_sin, kv_cache, rows)
         stream = self.mlp(stream, middle, next_norm)
         return stream
 
@@ -144,10 +146,9 @@ class Qwen3ForCausalLM(nn.Module):
         for i, (layer, next_norm, kv_cache) in enumerate(
             zip(self.layers, self._next_norms(), state.kv_caches, strict=True)
         ):
-            stream = layer(stream, next_norm, step, state, self.cos_sin, kv_cache)
+            rows = step.wanted_rows() if layer is self.layers[-1] else None
+            stream = layer(stream, next_norm, step, state, self.cos_sin, kv_cache, rows)
             report_layer(step, i + 1)
-        if step.kind == "mixed":
-            stream = stream.rows(step.logits_indices.long())
         normed: Tensor = self.norm(stream.x, stream.residual)[0]
         return normed
 

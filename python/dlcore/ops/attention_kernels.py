@@ -43,6 +43,7 @@ class _Attention(ctypes.Structure):
         ("block_size", _INT),
         ("max_blocks", _INT),
         ("num_blocks", _INT),
+        ("only_last_is_new", _INT),
     )
 
 
@@ -71,6 +72,7 @@ class PagedKv:
     seq_slots: Tensor | None  # int32 [S], rows of block_tables; None: sequence s is row s
     block_tables: Tensor  # int32 [*, max_blocks]
     scale: float
+    only_last_is_new: bool = True  # of a sequence with one query: the rest is of earlier steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,7 @@ def _attention_args(
         block_size=block_size,
         max_blocks=kv.block_tables.shape[1],
         num_blocks=kv.kv_cache.shape[0],
+        only_last_is_new=kv.only_last_is_new,
     )
 
 

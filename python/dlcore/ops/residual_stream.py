@@ -17,8 +17,3 @@ class ResidualStream:
     x: Tensor
     residual: Tensor | None = None  # None stands for zero
     norm_parts: NormParts | None = None  # of x, where its product made them; then no residual
-
-    def rows(self, indices: Tensor) -> ResidualStream:
-        """The stream of these tokens only. indices: int64 [S]."""
-        residual = None if self.residual is None else self.residual[indices]
-        return ResidualStream(self.x[indices], residual)

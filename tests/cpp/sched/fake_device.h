@@ -65,6 +65,7 @@ class FakeDevice {
     layout_ = std::make_unique<StepLayout>(limits_, key);
     header_ = Ints("header");
     CheckPadding();
+    CheckRows();
     ApplyBlockUpdates();
     WriteKv();
     return SampleRows();
@@ -99,6 +100,7 @@ class FakeDevice {
     }
     for (int32_t s = num_seqs; s <= key_.num_seqs; ++s) {
       ASSERT_EQ(Ints("query_start_loc")[s], num_tokens);
+      ASSERT_EQ(Ints("row_start_loc")[s], num_rows);
     }
     for (int32_t r = num_rows; r < key_.num_seqs; ++r) {
       ASSERT_EQ(Ints("row_slots")[r], -1);
@@ -106,6 +108,18 @@ class FakeDevice {
       if (key_.sampler == SamplerVariant::kFull) {
         ASSERT_EQ(Ints("mask_rows")[r], -1);
         ASSERT_EQ(Ints("counts_reset")[r], 0);
+      }
+    }
+  }
+
+  // A sequence's rows are its last query tokens.
+  void CheckRows() const {
+    ASSERT_EQ(Ints("row_start_loc")[0], 0);
+    for (int32_t s = 0; s < H(StepHeader::kNumSeqs); ++s) {
+      const int32_t end = Ints("row_start_loc")[s + 1];
+      ASSERT_LE(Ints("row_start_loc")[s], end);
+      for (int32_t r = Ints("row_start_loc")[s]; r < end; ++r) {
+        ASSERT_EQ(Ints("logits_indices")[r], Ints("query_start_loc")[s + 1] - (end - r));
       }
     }
   }

@@ -98,6 +98,7 @@ TEST_F(StepBuilderTest, APrefillAndItsPadding) {
   EXPECT_EQ(Read("seq_lens", 2), (Ints{6, 0}));
   EXPECT_EQ(Read("seq_slots", 2), (Ints{0, -1}));
   EXPECT_EQ(Read("logits_indices", 1), (Ints{5}));
+  EXPECT_EQ(Read("row_start_loc", 3), (Ints{0, 1, 1}));
   EXPECT_EQ(Read("row_slots", 2), (Ints{0, -1}));
   EXPECT_EQ(Read("target_tokens", 2), (Ints{-1, -1}));
 }
@@ -202,6 +203,37 @@ TEST_F(StepBuilderTest, PromptRowsScoreTheNextPromptTokenAndComeFirst) {
   EXPECT_EQ(Read("logits_indices", 3), (Ints{0, 1, 2}));
   EXPECT_EQ(Read("target_tokens", 3), (Ints{51, 52, -1}));
   EXPECT_EQ(Read("row_slots", 3), (Ints{-1, -1, 0}));
+}
+
+TEST_F(StepBuilderTest, EachSequenceHasItsRowsAndAPartOfAPromptHasNone) {
+  SamplingParams p = Greedy();
+  p.prompt_logprobs = 1;
+  Submit(1, {50, 51}, Greedy());
+  Submit(2, {60, 61}, p);
+  Submit(3, std::vector<TokenId>(20, 70), Greedy());
+  Fill();
+  EXPECT_EQ(Header(StepHeader::kNumTokens), 16);
+  EXPECT_EQ(Read("logits_indices", 3), (Ints{1, 2, 3}));
+  EXPECT_EQ(Read("row_start_loc", 4), (Ints{0, 1, 3, 3}));
+}
+
+// Its output begins a chunk of its own: behind the rows of the prompt are none then.
+TEST_F(StepBuilderTest, TheRowsOfAResumedRequestAreTheLastTokensOfTheirChunk) {
+  Request request;
+  request.id = RequestId(1);
+  request.prompt = {50, 51, 52};
+  request.resume_token_ids = {53, 54, 55};
+  request.sampling = Greedy();
+  request.sampling.prompt_logprobs = 1;
+  ASSERT_TRUE(scheduler.Submit(std::move(request)).ok());
+  Fill();
+  EXPECT_EQ(Read("positions", 2), (Ints{0, 1}));
+  EXPECT_EQ(Read("logits_indices", 2), (Ints{0, 1}));
+  EXPECT_EQ(Read("row_start_loc", 2), (Ints{0, 2}));
+  Fill();
+  EXPECT_EQ(Read("positions", 4), (Ints{2, 3, 4, 5}));
+  EXPECT_EQ(Read("logits_indices", 1), (Ints{3}));
+  EXPECT_EQ(Read("row_start_loc", 2), (Ints{0, 1}));
 }
 
 TEST_F(StepBuilderTest, OnlyTheUsedBytesAreCopied) {
