@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from model.random_steps import make_step, naive_attention
+from model.row_steps import SHARES, num_rows, random_model, rows_of_all_tokens
+from model.row_steps import make_step as make_mixed_step
 from model.rule_cases import make_case, reference_counts
 
 from dlcore.attention import triton_attention
@@ -28,6 +30,18 @@ def check_attention() -> None:
         )
 
 
+def check_wanted_rows() -> None:
+    model = random_model(
+        torch.device("cpu"), torch.float32, head_dim=64, attention=triton_attention.paged_attention
+    )
+    for shares in ("a prompt in parts", "prompt logprobs"):
+        step, state = make_mixed_step(model, SHARES[shares])
+        with torch.inference_mode():
+            rows = model(step, state)[: num_rows(step)]
+            expected = rows_of_all_tokens(model, step, state)[: num_rows(step)]
+        torch.testing.assert_close(rows, expected, atol=2e-5, rtol=1e-4)
+
+
 def check_tail_kernels() -> None:
     for seed in range(3):
         case, other = make_case(seed), make_case(seed)
@@ -45,4 +59,5 @@ def check_tail_kernels() -> None:
 
 
 check_attention()
+check_wanted_rows()
 check_tail_kernels()
