@@ -26,10 +26,12 @@ MANY_PROMPTS = [Share(3 * i, 180 + i) for i in range(40)]
 REPLAYS = 5
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("shares", [*SHARES, "many prompts"])
+@pytest.mark.parametrize(
+    ("shares", "backend"),
+    [*((shares, "auto") for shares in [*SHARES, "many prompts"]), ("everything", "triton")],
+)
 def test_a_row_does_not_depend_on_whether_the_last_layer_runs_for_all(
     shares: str, fp8: bool, head_dim: int, backend: str
 ) -> None:

@@ -97,9 +97,9 @@ class GqaAttention(nn.Module):
             positions=step.positions,
             slot_mapping=step.slot_mapping,
         )
+        if rows is not None:  # before attention, so that nothing parts it from the product after it
+            residual = rows.of(residual)
         out = attend_projected(
             self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales, rows
         ).flatten(1)
-        if rows is not None:
-            residual = rows.of(residual)
         return residual_linear(out, o_proj.weight, o_proj.bias, residual, next_norm.weight)
