@@ -28,9 +28,8 @@ std::vector<std::string> Names(const std::vector<StepField>& fields) {
 
 // What step_layout.h documents, in its order.
 const std::vector<std::string> kGreedyFields = {
-    "header",          "token_ids", "positions", "slot_mapping",   "token_seq",
-    "query_start_loc", "seq_lens",  "seq_slots", "logits_indices", "row_start_loc",
-    "row_slots",       "target_tokens"};
+    "header",   "token_ids", "positions",      "slot_mapping",  "token_seq", "query_start_loc",
+    "seq_lens", "seq_slots", "logits_indices", "row_start_loc", "row_slots", "target_tokens"};
 const std::vector<std::string> kRandomFields = {"temperature", "top_p", "min_p",
                                                 "top_k",       "seeds", "sample_positions"};
 const std::vector<std::string> kFullFields = {"presence_penalty", "frequency_penalty",
