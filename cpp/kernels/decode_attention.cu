@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(Shape::kBoundThreads, Shape::kBlocksPerSm)
   constexpr int kWarps = Shape::kWarps, kThreads = Shape::kThreads;
   constexpr int kUnitTokens = Shape::kUnitTokens;
   // Whether a step requests the next one's tokens, and a block its first before the previous kernel
-  // ends, where it can. With 16 warps on a multiprocessor bf16 leaves no registers for it, and other
-  // warps fill the gap.
+  // ends, where it can. With 16 warps on a multiprocessor bf16 leaves no registers for it, and
+  // other warps fill the gap.
   constexpr bool kAhead = sizeof(Cache) == 1 || Shape::kIsRoomy;
   using Raw = typename CacheTraits<Cache>::Raw;
   extern __shared__ __align__(16) char shared_bytes[];

@@ -13,7 +13,7 @@
 
 extern "C" {
 
-// out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 8, K a multiple of 64.
+// out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 16, K a multiple of 64.
 //   norm_weight [K] or null: x is RMS-normalised first, with eps
 //   bias [N], residual [T, N] or null: added
 //   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up

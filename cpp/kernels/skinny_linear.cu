@@ -1,4 +1,4 @@
-// y = W x for up to 8 tokens: the time is that of reading W once.
+// y = W x for up to 16 tokens: the time is that of reading W once.
 //
 // A block multiplies kRowTiles x 8 rows of W with the tokens. One warp requests its rows in
 // chunks of 512 values of k with bulk copies into a ring of shared memory; each of eight others
@@ -19,7 +19,7 @@
 namespace dlcore::kernels {
 namespace {
 
-constexpr int kTokens = 8;
+constexpr int kTile = 8;  // tokens; two tiles are the rows of a product
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kUnit = 64;  // values of k a warp takes of a chunk
@@ -53,7 +53,7 @@ __device__ __forceinline__ uint4 Scale(uint4 v, uint4 w) {
 }
 
 // Sums of one warp, before they meet those of the other warps.
-template <int kRows>
+template <int kRows, int kTokens>
 struct Partials {
   float product[kWarps][kTokens][kRows + 1];
   float squares[kWarps][kTokens];
@@ -72,11 +72,14 @@ struct Partials {
   }
 };
 
-// Chunks in flight, and chunks whose x a warp holds in registers ahead of its products: one round
-// trip to L2 then serves them all, and it is on the critical path of a chain of kernels. Few enough
-// for the next kernels in line to be resident as well.
+// Chunks in flight, and (Depth) chunks whose x a warp holds in registers ahead of its products: one
+// round trip to L2 then serves them all, and it is on the critical path of a chain of kernels. Few
+// enough for the next kernels in line to be resident as well.
 constexpr int MaxStages(int row_tiles) { return row_tiles == 1 ? 6 : row_tiles == 2 ? 4 : 2; }
 constexpr int kMaxStages = 6;
+constexpr int Depth(int row_tiles, int token_tiles) {
+  return token_tiles == 1 ? MaxStages(row_tiles) : row_tiles == 1 ? 4 : 2;
+}
 
 struct Barriers {
   uint64_t full[kMaxStages], empty[kMaxStages];
@@ -108,12 +111,13 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
   }
 }
 
-template <int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+template <int kRowTiles, int kTokenTiles, bool kSwiGlu, bool kNorm, class Out>
 __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
     SkinnyLinear(const Params p, int num_stages) {
   constexpr int kRows = 8 * kRowTiles;
   constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
-  constexpr int kDepth = MaxStages(kRowTiles);
+  constexpr int kDepth = Depth(kRowTiles, kTokenTiles);
+  constexpr int kTokens = kTile * kTokenTiles;
   // [num_stages][kRows] rows of weights; at the end, the warps' sums.
   extern __shared__ __align__(128) char shared_bytes[];
   __shared__ Barriers barriers;
@@ -137,13 +141,15 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
   // kernel's own, every instruction counts.
   const int warp_k = warp * kUnit + t * 8;
   const bf16* x_row = p.x + static_cast<int64_t>(g) * p.k + warp_k;
-  const bool has_row = g < p.num_tokens && !is_producer;
-  uint4 x[kDepth][kSteps] = {}, norm[kNorm ? kDepth : 1][kSteps];
+  uint4 x[kDepth][kSteps][kTokenTiles] = {}, norm[kNorm ? kDepth : 1][kSteps];
   auto load_tokens = [&](int slot, int chunk) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if (has_row && chunk * kChunk + warp * kUnit < p.k) {
-        x[slot][s] = Load16(x_row + chunk * kChunk + s * 32);
+    for (int i = 0; i < kTokenTiles; ++i) {
+      if (is_producer || g + i * kTile >= p.num_tokens) continue;
+      const bf16* row = x_row + static_cast<int64_t>(i) * kTile * p.k + chunk * kChunk;
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        if (chunk * kChunk + warp * kUnit < p.k) x[slot][s][i] = Load16(row + s * 32);
       }
     }
   };
@@ -176,8 +182,8 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
     if (p.bias != nullptr) addend[j] += __bfloat162float(p.bias[column]);
   }
 
-  float c[kRowTiles][4] = {};  // of 16 tokens, the last 8 of which do not exist
-  float squares = 0;
+  float c[kRowTiles][4] = {};  // of 16 tokens, the last 8 of which may not exist
+  float squares[kTokenTiles] = {};
   int stage = 0, parity = 0;
   for (int first = 0; first < num_chunks && !is_producer; first += kDepth) {
 #pragma unroll
@@ -197,12 +203,18 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
         }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
+          auto& tokens = x[d][s];
           if constexpr (kNorm) {
-            squares += SumSquares(x[d][s]);
-            x[d][s] = Scale(x[d][s], norm[d][s]);
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i) {
+              squares[i] += SumSquares(tokens[i]);
+              tokens[i] = Scale(tokens[i], norm[d][s]);
+            }
           }
-          const uint32_t a0[4] = {x[d][s].x, 0, x[d][s].y, 0};
-          const uint32_t a1[4] = {x[d][s].z, 0, x[d][s].w, 0};
+          const uint4 low = tokens[0];
+          const uint4 high = kTokenTiles == 2 ? tokens[kTokenTiles - 1] : make_uint4(0, 0, 0, 0);
+          const uint32_t a0[4] = {low.x, high.x, low.y, high.y};
+          const uint32_t a1[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
           for (int i = 0; i < kRowTiles; ++i) {
             Mma(c[i], a0, w[s][i].x, w[s][i].y, bf16{});
@@ -222,17 +234,20 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
     }
   }
   __syncthreads();
-  auto& partials = *reinterpret_cast<Partials<kRows>*>(shared_bytes);
+  auto& partials = *reinterpret_cast<Partials<kRows, kTokens>*>(shared_bytes);
 
-  if (!is_producer) {
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+    if (is_producer) continue;
+    const int token = g + j * kTile;
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      partials.product[warp][g][i * 8 + 2 * t] = c[i][0];
-      partials.product[warp][g][i * 8 + 2 * t + 1] = c[i][1];
+      partials.product[warp][token][i * 8 + 2 * t] = c[i][2 * j];
+      partials.product[warp][token][i * 8 + 2 * t + 1] = c[i][2 * j + 1];
     }
     if constexpr (kNorm) {
-      const float sum = WarpSum<4>(squares);
-      if (t == 0) partials.squares[warp][g] = sum;
+      const float sum = WarpSum<4>(squares[j]);
+      if (t == 0) partials.squares[warp][token] = sum;
     }
   }
   __syncthreads();
@@ -251,14 +266,21 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
   }
 }
 
-template <int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
-cudaError_t Run(const Params& p, cudaStream_t stream) {
+template <int kRowTiles, int kTokenTiles, bool kSwiGlu, bool kNorm, class Out>
+cudaError_t RunTokens(const Params& p, cudaStream_t stream) {
   constexpr int kOutRows = 8 * kRowTiles / (kSwiGlu ? 2 : 1);
   const int num_stages = std::min(MaxStages(kRowTiles), CeilDiv(p.k, kChunk));
   constexpr size_t kStageBytes = 8 * kRowTiles * kRowPitch;
-  const size_t smem = std::max(num_stages * kStageBytes, sizeof(Partials<8 * kRowTiles>));
-  return Launch(SkinnyLinear<kRowTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
+  using Sums = Partials<8 * kRowTiles, kTile * kTokenTiles>;
+  const size_t smem = std::max(num_stages * kStageBytes, sizeof(Sums));
+  return Launch(SkinnyLinear<kRowTiles, kTokenTiles, kSwiGlu, kNorm, Out>, CeilDiv(p.n, kOutRows),
                 kThreads + kWarpSize, smem, stream, p, num_stages);
+}
+
+template <int kRowTiles, bool kSwiGlu, bool kNorm, class Out>
+cudaError_t Run(const Params& p, cudaStream_t stream) {
+  return p.num_tokens <= kTile ? RunTokens<kRowTiles, 1, kSwiGlu, kNorm, Out>(p, stream)
+                               : RunTokens<kRowTiles, 2, kSwiGlu, kNorm, Out>(p, stream);
 }
 
 template <int kRowTiles, bool kSwiGlu, class Out>
@@ -299,7 +321,7 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                       const void* bias, const void* residual, void* out, int num_tokens, int n,
                       int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if (num_tokens < 1 || num_tokens > kTokens || k % kUnit != 0) return cudaErrorInvalidValue;
+  if (num_tokens < 1 || num_tokens > 2 * kTile || k % kUnit != 0) return cudaErrorInvalidValue;
   const Params p{static_cast<const bf16*>(x),
                  static_cast<const bf16*>(weight),
                  static_cast<const bf16*>(norm_weight),

@@ -37,7 +37,7 @@ def test_silu_and_mul() -> None:
     assert relative_error(kernels.silu_and_mul(x), reference) < ROUNDING
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 5, 8])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 8, 9, 16])
 @pytest.mark.parametrize(("n", "k"), [(1024, 3072), (4096, 1024), (1000, 128), (24, 4096)])
 @pytest.mark.parametrize("row_tiles", [0, 1, 2, 4])
 def test_skinny_linear(num_tokens: int, n: int, k: int, row_tiles: int) -> None:
@@ -56,7 +56,7 @@ def test_skinny_linear(num_tokens: int, n: int, k: int, row_tiles: int) -> None:
     assert relative_error(run(norm_weight=norm_weight, eps=EPS), normed) < 2 * ROUNDING
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3, 8])
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 13])
 @pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (12288, 4096), (24, 64)])
 @pytest.mark.parametrize("row_tiles", [0, 4])
 def test_skinny_swiglu(num_tokens: int, inner: int, k: int, row_tiles: int) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
-MAX_SKINNY_TOKENS = 8
+MAX_SKINNY_TOKENS = 8  # with any weight, and twice as many in a layer of small ones:
+SMALL_STREAM, SHORT_ROW = 1024, 2048  # values of the residual stream; of the product added to it
 MULTIPROCESSORS = 132
 ROPE_HEAD_DIMS = (64, 128, 256)
 KV_CACHE_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
@@ -169,6 +170,27 @@ def skinny_linear_pays(num_tokens: int, weight: Tensor) -> bool:
     return 1 <= num_tokens <= MAX_SKINNY_TOKENS and weight.shape[1] % 64 == 0
 
 
+def skinny_linear_adds(num_tokens: int, weight: Tensor) -> bool:
+    """The same for 9 to 16 tokens, where the product is added to the residual stream.
+
+    Each block reads all of x, so rows are short: Qwen3-0.6B's product after attention, not the one
+    after SwiGLU. That one is followed by the projection, beside whose tiles attention begins.
+    """
+    rows, k = weight.shape
+    return _is_twice_skinny(num_tokens, k) and rows <= SMALL_STREAM and k <= SHORT_ROW
+
+
+def skinny_linear_norms(num_tokens: int, weight: Tensor) -> bool:
+    """The same for 9 to 16 tokens, where the product is of the stream's norm and such a product, or
+    none, came before it."""
+    k = weight.shape[1]
+    return _is_twice_skinny(num_tokens, k) and k <= SMALL_STREAM
+
+
+def _is_twice_skinny(num_tokens: int, k: int) -> bool:
+    return MAX_SKINNY_TOKENS < num_tokens <= 2 * MAX_SKINNY_TOKENS and k % 64 == 0
+
+
 def skinny_linear(
     x: Tensor,
     weight: Tensor,
@@ -181,7 +203,7 @@ def skinny_linear(
     out_dtype: torch.dtype = torch.bfloat16,
     row_tiles: int = 0,
 ) -> Tensor:
-    """x: [T <= 8, K], weight: [N, K] -> [T, N] = rms_norm(x) weight^T + bias + residual.
+    """x: [T <= 16, K], weight: [N, K] -> [T, N] = rms_norm(x) weight^T + bias + residual.
 
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     row_tiles: 8-row tiles of the weight per block; 0 = choose.

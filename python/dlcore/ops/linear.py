@@ -1,8 +1,9 @@
 """Matrix products with weights, alone and fused with what surrounds them in a decoder layer.
 
 For few tokens a product's time is that of reading its weight: one kernel then does all of a
-function here. For some tens, and for many, RMSNorm is part of the products before and after it.
-Where none of these pays, the product is a library's and the rest are kernels of their own.
+function here, in a small model for some more tokens too. For some tens, and for many, RMSNorm is
+part of the products before and after it. Where none of these pays, the product is a library's and
+the rest are kernels of their own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def norm_linear(
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(stream) W^T + b: [T, out], the stream: [T, D])."""
     x = stream.x
-    if stream.residual is None and _is_skinny(x, weight):
+    if _is_skinny_norm(stream, weight):
         return kernels.skinny_linear(x, weight, norm_weight=norm_weight, eps=eps, bias=bias), x
     parts = _parts_for(stream, norm_weight)
     if parts is not None and _is_wide(x, weight, bias):
@@ -71,7 +72,7 @@ def norm_swiglu(
     weight: [2I, D], the rows of gate, then those of up.
     """
     x = stream.x
-    if stream.residual is None and _is_skinny(x, weight):
+    if _is_skinny_norm(stream, weight):
         return kernels.skinny_linear(x, weight, norm_weight=norm_weight, eps=eps, swiglu=True), x
     parts = _parts_for(stream, norm_weight)
     if parts is not None and _is_wide(x, weight):
@@ -94,7 +95,7 @@ def residual_linear(
 
     next_norm_weight: [out], of the RMSNorm that will read the stream.
     """
-    if _is_skinny(x, weight):
+    if _is_skinny_addition(x, weight):
         return ResidualStream(kernels.skinny_linear(x, weight, bias=bias, residual=residual))
     if _is_wide(x, weight, bias):
         out, parts = wide_linear_before_norm(x, weight, residual, next_norm_weight)
@@ -110,6 +111,22 @@ def residual_linear(
 
 def _is_skinny(x: Tensor, weight: Tensor) -> bool:
     return kernels.usable(x, weight) and kernels.skinny_linear_pays(x.shape[0], weight)
+
+
+def _is_skinny_addition(x: Tensor, weight: Tensor) -> bool:
+    return _is_skinny(x, weight) or (
+        kernels.usable(x, weight) and kernels.skinny_linear_adds(x.shape[0], weight)
+    )
+
+
+def _is_skinny_norm(stream: ResidualStream, weight: Tensor) -> bool:
+    if stream.residual is not None or not kernels.usable(stream.x, weight):
+        return False
+    num_tokens = stream.x.shape[0]
+    has_parts = stream.norm_parts is not None
+    return kernels.skinny_linear_pays(num_tokens, weight) or (
+        not has_parts and kernels.skinny_linear_norms(num_tokens, weight)
+    )
 
 
 def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:

@@ -11,6 +11,7 @@ from dlcore.ops.tile_linear import STEP, LinearTile, linear_tile
 from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 
 MAX_SHARED_BYTES = 227 * 1024
+LAYER_OF_06B = ((1024, 2048), (6144, 1024), (1024, 3072))  # o, gate_up, down
 tokens = st.integers(1, 600)
 rows = st.one_of(st.integers(1, 1 << 18), st.integers(1, 2048).map(lambda n: n * 64))
 columns = st.one_of(st.integers(1, 1 << 15), st.integers(1, 512).map(lambda n: n * 64))
@@ -81,6 +82,26 @@ def test_a_few_tokens_have_one_kernel_for_norm_and_product(n: int, k: int) -> No
     weight = torch.empty(n, k, device="meta")
     for num_tokens in range(1, 9):
         assert kernels.skinny_linear_pays(num_tokens, weight) == (k % 64 == 0)
+
+
+def test_some_more_tokens_of_a_small_model_have_it_around_swiglu_only() -> None:
+    o, gate_up, down = (torch.empty(n, k, device="meta") for n, k in LAYER_OF_06B)
+    for num_tokens in range(9, 17):
+        assert kernels.skinny_linear_adds(num_tokens, o)
+        assert kernels.skinny_linear_norms(num_tokens, gate_up)
+        assert not kernels.skinny_linear_adds(num_tokens, down)
+    assert not kernels.skinny_linear_adds(8, o)
+    assert not kernels.skinny_linear_adds(17, o)
+    assert not kernels.skinny_linear_norms(17, gate_up)
+
+
+@given(st.integers(1, 32), st.integers(1, 512).map(lambda n: n * 64), columns)
+def test_a_small_stream_that_leaves_no_norm_parts_meets_a_product_that_needs_none(
+    num_tokens: int, size: int, k: int
+) -> None:
+    """Else a norm of its own would be between them."""
+    if kernels.skinny_linear_adds(num_tokens, torch.empty(size, k, device="meta")):
+        assert kernels.skinny_linear_norms(num_tokens, torch.empty(4096, size, device="meta"))
 
 
 def test_prompts_are_left_to_other_kernels() -> None:
