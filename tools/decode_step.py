@@ -46,7 +46,7 @@ class DecodeStep:
         self.num_bytes = weights + cache + 2.0 * self.head.numel()
 
     def run(self, _: int) -> None:
-        stream = ResidualStream(self.x)
+        stream = ResidualStream(self.x.clone())  # as an embedding's: products add to it
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
             qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
             out = self.attend(qkv, kv)

@@ -97,6 +97,7 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
       min(static_cast<int>(blockIdx.x) * kOutRows + (is_up ? lane - kOutRows : lane), p.n - 1);
   const bf16* weight = p.weight + static_cast<int64_t>(is_up ? row + p.n : row) * p.k;
   const int num_chunks = (p.k + kChunk - 1) / kChunk;
+  const uint64_t policy = EvictFirst();
   int stage = 0, parity = 1;  // the first round finds every stage empty
   for (int chunk = 0; chunk < num_chunks; ++chunk) {
     if (chunk >= num_stages) Wait(&barriers.empty[stage], parity);
@@ -105,7 +106,7 @@ __device__ void RequestWeights(const Params& p, char* ring, Barriers& barriers, 
     __syncwarp();
     if (lane < kRows) {
       CopyBulk(ring + (stage * kRows + lane) * kRowPitch, weight + chunk * kChunk, bytes,
-               &barriers.full[stage]);
+               &barriers.full[stage], policy);
     }
     if (++stage == num_stages) stage = 0, parity ^= 1;
   }

@@ -96,6 +96,14 @@ __device__ __forceinline__ void CopyHeads(void* shared, const CUtensorMap* map, 
       "l"(map), "r"(column), "r"(head), "r"(token), "r"(SharedAddress(barrier))
       : "memory");
 }
+__device__ __forceinline__ void CopyHeads(void* shared, const CUtensorMap* map, int token, int head,
+                                          int column, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(SharedAddress(shared)),
+      "l"(map), "r"(column), "r"(head), "r"(token), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
 // Before the first copy with this map, which would wait for it.
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -62,7 +62,7 @@ struct Kernel {
     // Blocks begin at different places of k: all at one, they would want the same lines of x.
     const int next = first + (end - first) * blockIdx.y / gridDim.y;
     const int row = blockIdx.y * kOutRows, token = blockIdx.x * kTokens;
-    return {weight, x, first, end, next, row, token, ring, p.num_stages, barriers};
+    return {weight, x, first, end, next, row, token, ring, p.num_stages, barriers, EvictFirst()};
   }
 
   // One warp: 1 / rms of the tokens.

@@ -91,7 +91,8 @@ def norm_swiglu(
 def residual_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, next_norm_weight: Tensor
 ) -> ResidualStream:
-    """The stream residual + x W^T + b. x: [T, in], residual: [T, out].
+    """The stream residual + x W^T + b. x: [T, in], residual: [T, out], which may become the stream:
+    nothing else may read it from here on.
 
     next_norm_weight: [out], of the RMSNorm that will read the stream.
     """
@@ -106,6 +107,9 @@ def residual_linear(
             x, weight, tile, next_norm_weight, bias=bias, residual=residual
         )
         return ResidualStream(out, norm_parts=parts)
+    if bias is None and kernels.usable(x, weight, residual):
+        # The library adds on its way out, so that the norm reads one tensor and writes one.
+        return ResidualStream(residual.addmm_(x, weight.t()))
     return ResidualStream(functional.linear(x, weight, bias), residual)
 
 
