@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import socket
 import sys
@@ -20,6 +19,7 @@ from dlcore.config import ConfigError
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
 from dlcore.serve.auth import load_api_keys
+from dlcore.serve.collector import rare_full_collections
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
@@ -121,12 +121,10 @@ async def serve(
                 now - loaded,
             )
 
-        # What is loaded now lives as long as the server: the collector need not walk it again.
-        gc.collect()
-        gc.freeze()
         server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
-        async with membership(config, _url(config, listener), server, ctx.drain):
-            await server.serve(sockets=[listener, *([homes.listen()] if homes else [])])
+        with rare_full_collections():
+            async with membership(config, _url(config, listener), server, ctx.drain):
+                await server.serve(sockets=[listener, *([homes.listen()] if homes else [])])
         if rpc is not None:
             await rpc.stop()  # its calls have been drained with the others
         return server.exit_code
@@ -135,7 +133,6 @@ async def serve(
         return 1
     finally:
         await engine.close()
-        gc.unfreeze()  # or the interpreter's end would leave all of it behind
 
 
 async def _start_rpc(ctx: ServerContext) -> Any:
