@@ -2,7 +2,7 @@
 
 By default one comes every 70,000 objects, after 35,000 streamed tokens, and walks the tokens of
 every request: with 256 streams 20 to 45 ms, which shows in the 99th percentile of the gaps between
-tokens. A served request leaves no cycles, so they may come ten times as rarely.
+tokens. A stream leaves no cycles, other requests a kilobyte at times, so full ones may come rarely.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RARELY = 100  # collections of the middle generation between two full ones; Python's default is 10
+RARELY = 50  # collections of the middle generation between two full ones; Python's default is 10
 
 
 @contextmanager
