@@ -49,8 +49,9 @@ class Lifetime:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._watcher is not None
-        self._watcher.cancel()
+        watcher, self._watcher = self._watcher, None  # or its end and this would hold each other
+        assert watcher is not None
+        watcher.cancel()
 
     async def _watch(self) -> None:
         disconnect = asyncio.ensure_future(self._disconnected())
