@@ -20,18 +20,20 @@ from dlcore import _core
 from dlcore.layers.sampler import sample
 from dlcore.models import CausalLM
 from dlcore.step_buffers import Arenas, DeviceState, LayerReport
+from dlcore.step_limits import BESIDE_DECODES_RANGE
 
 VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 SMALL_MIXED_TOKENS = (64, 96, 128, 192)
 MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its work on padding
-# What a small model's prompts fill beside decodes (step_limits.py), with some and many of those.
-FULL_MIXED_TOKENS = (2048 + 64, 2048 + 256)
 # Sequence buckets of mixed steps below the largest: each costs a graph and saves rows of logits.
 # Steps of many tokens are prompts of few sequences, or so long that the rows do not matter.
 FEW_SEQS = 16
 SOME_SEQS = (FEW_SEQS, 64, 256)
-SOME_SEQS_TOKENS = 2304  # steps of at most this many tokens have all of them
+# What a small model's prompts fill beside decodes, with some and many of those. Steps of at most so
+# many tokens have all of the sequence buckets.
+FULL_MIXED_TOKENS = tuple(BESIDE_DECODES_RANGE[1] + n for n in SOME_SEQS[1:])
+SOME_SEQS_TOKENS = FULL_MIXED_TOKENS[-1]
 # Shorter steps tell of no layer: they are over before a reader knows what to ask for.
 MIN_REPORTED_TOKENS = 512
 

@@ -118,8 +118,10 @@ def _is_skinny(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_skinny_addition(x: Tensor, weight: Tensor) -> bool:
-    return _is_skinny(x, weight) or (
-        kernels.usable(x, weight) and kernels.skinny_linear_adds(x.shape[0], weight)
+    num_tokens = x.shape[0]
+    return kernels.usable(x, weight) and (
+        kernels.skinny_linear_pays(num_tokens, weight)
+        or kernels.skinny_linear_adds(num_tokens, weight)
     )
 
 

@@ -69,7 +69,6 @@ def make_step(
     step.seq_lens[:count] = torch.tensor(seq_lens, dtype=torch.int32, device=device)
     step.seq_slots.fill_(-1)
     step.seq_slots[:count] = slots.to(device)
-    step.row_start_loc.zero_()
     q = torch.randn(tokens + extra_tokens, num_heads, head_dim, generator=rng)
     return RandomStep(q.to(dtype).to(device), kv_cache, step, state, tokens, query_lens, seq_lens)
 
