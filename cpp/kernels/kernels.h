@@ -41,9 +41,9 @@ struct dlk_product {
 
 // How blocks share a product out.
 struct dlk_tile {
-  int tokens, rows;  // of a block's tile: 32, 64 or 128, and 64 or 192; with swiglu also 128 and
-                     // 128, or 192 or 256 and 192
-  int splits;        // 1, 2, 4 or 8 blocks share K, each with at least 64 of it
+  int tokens, rows;  // of a block's tile: 32 and 64 or 192, 64 and 64, 128 or 192, 128 and 192;
+                     // with swiglu also 192 or 256, and 192
+  int splits;        // 1, 2 or 4 blocks share K, each with at least 64 of it
   int stages;        // of 64 values of k in a block's ring: 2 to 16
 };
 // For tens to hundreds of tokens; K a multiple of 64, pieces of 64 outputs. residual and

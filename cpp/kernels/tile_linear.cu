@@ -46,7 +46,7 @@ struct Kernel {
   static constexpr bool kMovesRegisters = Product::kMovesRegisters;
   static constexpr int kThreads = kConsumers + (kMovesRegisters ? 4 : 2) * kWarpSize;
   // Blocks on a multiprocessor that registers leave room for.
-  static constexpr int kMinBlocks = kRows == 64 ? 2 : 1;
+  static constexpr int kMinBlocks = kTokens <= 64 && kRows <= 128 ? 2 : 1;
   // SwiGLU: half of the tile's rows are gates, half the ups that belong to them.
   static constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
   static constexpr int kFours = kOutRows / 4;  // outputs of a token are written in fours
@@ -185,10 +185,8 @@ struct Kernel {
         return Finish<1>(p, shared, scales);
       case 2:
         return Finish<2>(p, shared, scales);
-      case 4:
-        return Finish<4>(p, shared, scales);
       default:
-        return Finish<8>(p, shared, scales);
+        return Finish<4>(p, shared, scales);
     }
   }
 };
@@ -267,35 +265,32 @@ struct Launcher {
                           K::kThreads, ring + 1024, stream, p, weight_map, x_map);
   }
 
-  template <int kTokens, bool kSwiGlu>
-  cudaError_t RunRows() const {
-    if (shape.rows == 64) return Run<kTokens, 64, kSwiGlu>();
-    return shape.rows == 192 ? Run<kTokens, 192, kSwiGlu>() : cudaErrorInvalidValue;
-  }
   template <bool kSwiGlu>
-  cudaError_t RunTokens() const {
+  cudaError_t RunShape() const {
     switch (shape.tokens) {
       case 32:
-        return RunRows<32, kSwiGlu>();
+        if (shape.rows == 64) return Run<32, 64, kSwiGlu>();
+        return shape.rows == 192 ? Run<32, 192, kSwiGlu>() : cudaErrorInvalidValue;
       case 64:
-        return RunRows<64, kSwiGlu>();
+        if (shape.rows == 64) return Run<64, 64, kSwiGlu>();
+        if (shape.rows == 128) return Run<64, 128, kSwiGlu>();
+        return shape.rows == 192 ? Run<64, 192, kSwiGlu>() : cudaErrorInvalidValue;
       case 128:
-        return RunRows<128, kSwiGlu>();
+        return shape.rows == 192 ? Run<128, 192, kSwiGlu>() : cudaErrorInvalidValue;
       default:
         return cudaErrorInvalidValue;
     }
   }
   cudaError_t RunSwiGlu() const {
-    if (shape.tokens == 128 && shape.rows == 128) return Run<128, 128, true>();
     if (shape.tokens == 192 && shape.rows == 192) return Run<192, 192, true>();
     if (shape.tokens == 256 && shape.rows == 192) return Run<256, 192, true>();
-    return RunTokens<true>();
+    return RunShape<true>();
   }
 };
 
 bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
   const int splits = shape.splits;
-  return (splits == 1 || splits == 2 || splits == 4 || splits == 8) &&
+  return (splits == 1 || splits == 2 || splits == 4) &&
          splits * tile::kTileK <= args.k && shape.stages >= 2 && shape.stages <= tile::kMaxStages &&
          args.num_tokens >= 1 && args.n % 8 == 0 && args.k % tile::kTileK == 0;
 }
@@ -307,5 +302,5 @@ int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t 
   using namespace dlcore::kernels;
   if (!IsKnown(*args, *tile)) return cudaErrorInvalidValue;
   const Launcher launcher{*args, *tile, stream};
-  return args->swiglu ? launcher.RunSwiGlu() : launcher.RunTokens<false>();
+  return args->swiglu ? launcher.RunSwiGlu() : launcher.RunShape<false>();
 }

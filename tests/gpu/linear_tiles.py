@@ -10,16 +10,16 @@ def _tiles(*shapes: tuple[int, int, int]) -> tuple[LinearTile, ...]:
     return tuple(
         LinearTile(tokens=tokens, rows=rows, splits=splits, stages=stages)
         for tokens, rows, deep in shapes
-        for splits, stages in ((1, 2), (1, deep), (2, 4), (4, 3), (8, 2))
+        for splits, stages in ((1, 2), (1, deep), (2, 4), (4, 3))
     )
 
 
 TILES = _tiles(
     (32, 64, 12),
     (64, 64, 9),
-    (128, 64, 6),
+    (64, 128, 7),
     (32, 192, 5),
     (64, 192, 7),
     (128, 192, 5),
 )
-SWIGLU_TILES = (*TILES, *_tiles((128, 128, 7), (192, 192, 4), (256, 192, 4)))
+SWIGLU_TILES = (*TILES, *_tiles((192, 192, 4), (256, 192, 4)))

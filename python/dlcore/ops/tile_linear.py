@@ -15,17 +15,17 @@ from dlcore.ops.weight_product import launch_product
 
 KERNEL = "dlk_tile_linear"
 MAX_TOKENS = 512
-LONG, MIN_TO_SPLIT = 4096, 1024  # values of K
 STEP = 64  # values of K in a stage of a block's ring
-# Leaves a multiprocessor room for the next kernel's block, which requests its first weights
-# before this one has ended: a deeper ring is faster alone, and slower in a chain of small layers.
-RING_BYTES = 144 * 1024
-# With many rows a block is alone and reads long: stages of 192 rows by tokens of the tile.
+# Stages by tokens and rows of a tile: as deep as a chain of small layers takes gladly. Deeper is
+# faster alone, but leaves a multiprocessor less room for the next kernel's first block.
+RINGS = {(32, 64): 12, (64, 64): 11, (64, 128): 7, (64, 192): 5}
+MIN_TO_SPLIT = 2048  # values of K that are shared, by up to 4 blocks
+# With many rows a block is alone and reads long: tiles of 192 rows, stages by tokens of the tile.
 MANY_ROWS = 64 * kernels.MULTIPROCESSORS
 DEEP_RING = {32: 5, 64: 7, 128: 5}
-RING_BYTES_OF_TWO = 110 * 1024  # for two blocks on a multiprocessor
-# Above, up to 256 tokens fill tiles of 64 and 128: those of small weights, of so many values.
-FULL_TOKENS, SMALL_WEIGHT = 224, 6144 * 1024
+# Beyond these the library is faster: values of K with more than 64 tokens, and with more than 128;
+# of a weight with more than 128.
+LONGEST, LONG, SMALL_WEIGHT = 8192, 4096, 6144 * 1024
 # Stages of tiles of 192 rows by their tokens, and how much of the multiprocessors they must use.
 ONE_ROUND_RINGS = {128: 5, 192: 4, 256: 4}
 MIN_USE = 0.7
@@ -48,8 +48,8 @@ class LinearTile:
     """How `tile_linear` shares a product out among blocks."""
 
     tokens: int  # of a block's tile: 32, 64 or 128; with SwiGLU also 192 or 256
-    rows: int  # of the weight: 64 or 192; with SwiGLU and 128 tokens also 128
-    splits: int  # 1, 2, 4 or 8 blocks share K
+    rows: int  # of the weight: 64 (up to 64 tokens), 128 (64 tokens) or 192
+    splits: int  # 1, 2 or 4 blocks share K
     stages: int  # of a block's ring, 2 to 16
 
     @property
@@ -75,31 +75,34 @@ def linear_tile(num_tokens: int, rows: int, k: int, *, swiglu: bool = False) -> 
     """
     if not 1 <= num_tokens <= MAX_TOKENS or rows % 16 or k % STEP or k < 4 * STEP:
         return None
-    if num_tokens <= 128:
-        return _few_tokens(num_tokens, rows, k)
-    if FULL_TOKENS < num_tokens <= 256 and k < LONG and rows * k <= SMALL_WEIGHT:
-        return _full_tokens(rows, k, swiglu=swiglu)
-    return _one_round(num_tokens, rows, k) if swiglu else None
-
-
-def _few_tokens(num_tokens: int, rows: int, k: int) -> LinearTile | None:
-    tokens = 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
+    if num_tokens > 256 or (num_tokens > 128 and (k >= LONG or rows * k > SMALL_WEIGHT)):
+        return _one_round(num_tokens, rows, k) if swiglu else None
     if rows > MANY_ROWS:
-        stages = min(DEEP_RING[tokens], k // STEP)
-        return LinearTile(tokens=tokens, rows=192, splits=1, stages=stages)
-    if tokens == 128 and k >= LONG:
-        return None
-    return _with_ring(tokens, 64, _splits(tokens, -(-rows // 64), k), k)
+        tokens = 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
+        return LinearTile(
+            tokens=tokens, rows=192, splits=1, stages=min(DEEP_RING[tokens], k // STEP)
+        )
+    return None if num_tokens > 64 and k > LONGEST else _smallest(num_tokens, rows, k)
 
 
-def _full_tokens(rows: int, k: int, *, swiglu: bool) -> LinearTile:
-    """For close to 256 tokens and a small weight."""
-    if swiglu:
-        return _with_ring(128, 128, 1, k)
-    blocks = 4 * -(-rows // 64)
-    if blocks > kernels.MULTIPROCESSORS:  # two on a multiprocessor
-        return _with_ring(64, 64, 1, k, RING_BYTES_OF_TWO)
-    return _with_ring(64, 64, 2 if 2 * blocks <= kernels.MULTIPROCESSORS else 1, k)
+def _smallest(num_tokens: int, rows: int, k: int) -> LinearTile | None:
+    """The smallest of the tiles that each have a multiprocessor."""
+    tokens = 32 if num_tokens <= 32 else 64
+    for tile_rows in (64, 128, 192):
+        blocks = -(-num_tokens // tokens) * -(-rows // tile_rows)
+        if blocks <= kernels.MULTIPROCESSORS:
+            splits = _splits(blocks, k)
+            stages = min(RINGS[tokens, tile_rows], k // STEP // splits)
+            return LinearTile(tokens=tokens, rows=tile_rows, splits=splits, stages=stages)
+    return None
+
+
+def _splits(blocks: int, k: int) -> int:
+    """Of K: until all multiprocessors have a block."""
+    splits = 1
+    while k >= MIN_TO_SPLIT and splits < 4 and 2 * splits * blocks <= kernels.MULTIPROCESSORS:
+        splits *= 2
+    return splits
 
 
 def _one_round(num_tokens: int, rows: int, k: int) -> LinearTile | None:
@@ -111,22 +114,6 @@ def _one_round(num_tokens: int, rows: int, k: int) -> LinearTile | None:
             tile = LinearTile(tokens=tokens, rows=192, splits=1, stages=min(stages, k // STEP))
             return tile if enough else None
     return None
-
-
-def _with_ring(
-    tokens: int, rows: int, splits: int, k: int, ring_bytes: int = RING_BYTES
-) -> LinearTile:
-    stages = min(ring_bytes // ((tokens + rows) * STEP * 2), k // STEP // splits)
-    return LinearTile(tokens=tokens, rows=rows, splits=splits, stages=stages)
-
-
-def _splits(tokens: int, blocks: int, k: int) -> int:
-    """Of K: until half of the multiprocessors have a block, or all where a block reads much."""
-    most = kernels.MULTIPROCESSORS if tokens == 128 or k >= LONG else kernels.MULTIPROCESSORS // 2
-    splits = 1
-    while splits < 8 and 2 * splits * blocks <= most and k // splits >= MIN_TO_SPLIT:
-        splits *= 2
-    return splits
 
 
 def tile_linear(

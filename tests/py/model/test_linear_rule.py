@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcore.ops import kernels
-from dlcore.ops.tile_linear import STEP, LinearTile, linear_tile
+from dlcore.ops.tile_linear import (
+    MANY_ROWS,
+    SMALL_WEIGHT,
+    STEP,
+    LinearTile,
+    linear_tile,
+)
 from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 
 MAX_SHARED_BYTES = 227 * 1024
@@ -40,11 +46,24 @@ def test_the_rule_picks_only_tiles_that_gpu_tests_cover(
     assert ring + 1024 + static <= MAX_SHARED_BYTES
 
 
+@given(st.integers(1, 512), rows, columns, st.booleans())
+def test_each_block_has_a_multiprocessor_unless_the_weight_has_many_rows(
+    num_tokens: int, n: int, k: int, swiglu: bool
+) -> None:
+    tile = linear_tile(num_tokens, n, k, swiglu=swiglu)
+    if tile is None or (num_tokens <= 256 and n > MANY_ROWS):
+        return
+    blocks = -(-num_tokens // tile.tokens) * -(-n // tile.rows) * tile.splits
+    assert blocks <= kernels.MULTIPROCESSORS
+
+
 @given(st.integers(129, 512), rows, columns)
-def test_many_tokens_without_swiglu_fill_tiles(num_tokens: int, n: int, k: int) -> None:
-    """More than 128 tokens are left to the library but for small weights and full tiles."""
+def test_many_tokens_without_swiglu_meet_small_weights_only(
+    num_tokens: int, n: int, k: int
+) -> None:
+    """More than 128 tokens are left to the library but for those."""
     tile = linear_tile(num_tokens, n, k)
-    assert tile is None or (224 < num_tokens <= 256 and tile.tokens == 64)
+    assert tile is None or (num_tokens <= 256 and n * k <= SMALL_WEIGHT)
 
 
 @given(st.integers(257, 512), rows, columns)
@@ -60,9 +79,9 @@ def test_the_rule_where_it_was_measured() -> None:
     small = {n: linear_tile(n, 6144, 1024, swiglu=True) for n in (160, 192, 256, 320, 384, 512)}
     large = {n: linear_tile(n, 24576, 4096, swiglu=True) for n in (160, 192, 224, 256, 320, 384)}
     assert {n: t and (t.tokens, t.rows, t.stages) for n, t in small.items()} == {
-        160: None,
-        192: None,
-        256: (128, 128, 4),
+        160: (64, 192, 5),
+        192: (64, 192, 5),
+        256: (64, 192, 5),
         320: None,
         384: (128, 192, 5),
         512: (128, 192, 5),
