@@ -1,5 +1,5 @@
-"""A decode step as the kernels see it: all layers with their own weights and caches, the head and
-the argmax."""
+"""A greedy decode step as the kernels see it: all layers with their own weights and caches, and the
+head."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import torch
 from kernel_inputs import EPS, VOCAB, Shape, bf16, paged_kv
-from torch import Tensor
+from torch import Tensor, nn
 
+from dlcore.layers.norm import RMSNorm
 from dlcore.ops import attention_kernels, kernels
-from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
+from dlcore.ops.linear import linear, norm_linear, norm_swiglu, residual_linear
+from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
 from dlcore.ops.residual_stream import ResidualStream
 
 
@@ -30,6 +32,8 @@ class DecodeStep:
         ]
         self.head = bf16(VOCAB, shape.hidden, scale=0.02)
         self.norm, self.head_norm = bf16(shape.hidden), bf16(d)
+        self.last_norm = RMSNorm(shape.hidden, EPS)
+        self.last_norm.weight = nn.Parameter(self.norm, requires_grad=False)
         self.x = bf16(batch, shape.hidden)
         self.cos_sin = torch.randn(8192, d, device="cuda")
         kv = self.layers[0][4]
@@ -53,8 +57,16 @@ class DecodeStep:
             stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
             inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
             stream = residual_linear(inner, down_w, None, residual, self.norm)
-        logits = norm_linear(stream, self.norm, EPS, self.head)[0]
-        kernels.argmax(logits, self.rows, self.ints[0], self.ints[1], self.argmax_space)
+        self.sample(stream)
+
+    def sample(self, stream: ResidualStream) -> None:
+        normed, _ = self.last_norm(stream.x, stream.residual)
+        slots, sampled, last_tokens, space = self.rows, *self.ints, self.argmax_space
+        if linear_argmax_pays(normed, self.head):
+            linear_argmax(normed, self.head, slots, sampled, last_tokens, space)
+        else:
+            logits = linear(normed, self.head)
+            kernels.argmax(logits, slots, sampled, last_tokens, space)
 
     def attend(self, qkv: Tensor, kv: attention_kernels.PagedKv) -> Tensor:
         tokens = attention_kernels.NewTokens(

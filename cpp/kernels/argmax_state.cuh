@@ -22,14 +22,21 @@ __device__ __forceinline__ int ArgmaxIndex(unsigned long long key) {
   return key == 0 ? 0 : static_cast<int>(~static_cast<unsigned int>(key));
 }
 
+// The largest key, to every lane of each group of `kWidth`.
+template <int kWidth = kWarpSize>
+__device__ __forceinline__ unsigned long long WarpMax(unsigned long long key) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset /= 2) {
+    key = max(key, __shfl_xor_sync(kFullMask, key, offset));
+  }
+  return key;
+}
+
 // The block's largest key, to thread 0.
 template <int kThreads>
 __device__ __forceinline__ unsigned long long BlockMax(unsigned long long key) {
   __shared__ unsigned long long warp_best[kThreads / kWarpSize];
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    key = max(key, __shfl_xor_sync(kFullMask, key, offset));
-  }
+  key = WarpMax(key);
   if (threadIdx.x % kWarpSize == 0) warp_best[threadIdx.x / kWarpSize] = key;
   __syncthreads();
 #pragma unroll

@@ -55,6 +55,12 @@ int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t 
 // the weight together.
 int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream);
 
+// The tokens of dlk_argmax for the logits x [S, K] . weight [vocab, K]^T, rounded to bf16 and not
+// kept; vocab and K multiples of 8. For hundreds of rows.
+int dlk_linear_argmax(const void* x, const void* weight, const int32_t* row_slots, int32_t* sampled,
+                      int32_t* last_tokens, void* workspace, int num_rows, int vocab, int k,
+                      cudaStream_t stream);
+
 // out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
 // With residual: x + residual is normalised, and written to residual_out.
 int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,

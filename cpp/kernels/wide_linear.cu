@@ -40,6 +40,7 @@ class Activate {
       boxes_.Send(&params_.out, tile, tile.rows * kOutRows + i * 64, i);
     }
   }
+  __device__ __forceinline__ void Done() { boxes_.Flush(); }
 
  private:
   __device__ __forceinline__ void Pack(const Sums& sums, int i) {
@@ -106,6 +107,7 @@ class AddResidual {
     }
     StoreSquares(squares, tile);
   }
+  __device__ __forceinline__ void Done() { boxes_.Flush(); }
 
  private:
   // The sums become the outputs as later layers will read them, rounding included.

@@ -24,6 +24,7 @@
 //   Begin(tile)                   before the tile's products
 //   Meanwhile(tile)               beside the first of them
 //   End(sums, tile)               after them
+//   Done()                        after the last tile
 
 namespace dlcore::kernels::wide {
 
@@ -114,6 +115,10 @@ class Boxes {
   __device__ __forceinline__ void WaitUntilRead() const {
     if (leads_) WaitForStoresToRead<kPending>();
     SyncWarpgroup();
+  }
+  // Before the block ends.
+  __device__ __forceinline__ void Flush() const {
+    if (leads_) WaitForStoresToRead<0>();
   }
   // To the map's rows from the tile's on, after all threads have written box i.
   __device__ __forceinline__ void Send(const CUtensorMap* map, const Tile& tile, int column,
@@ -238,7 +243,7 @@ __device__ __forceinline__ void Consume(const Product& p, const typename Finish:
     walk.Multiply(sums, num_k_tiles, [&] { finish.Meanwhile(tile); });
     finish.End(sums, tile);
   }
-  if (threadIdx.x % 128 == 0) WaitForStoresToRead<0>();
+  finish.Done();
 }
 
 template <class Finish>

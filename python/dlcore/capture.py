@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dlcore import _core
-from dlcore.layers.sampler import sample
+from dlcore.layers.sampler import sample_rows
 from dlcore.models import CausalLM
 from dlcore.step_buffers import Arenas, DeviceState, LayerReport
 from dlcore.step_limits import BESIDE_DECODES_RANGE
@@ -128,7 +128,7 @@ class StepCapturer:
         step, sampler = self.arenas.step_buffers(key), self.arenas.sampler_buffers(key)
 
         def run() -> None:
-            sample(self.model.compute_logits(self.model(step, self.state)), sampler, self.state)
+            sample_rows(self.model, self.model(step, self.state), sampler, self.state)
 
         return run
 
@@ -150,8 +150,7 @@ class StepCapturer:
         sampler = self.arenas.sampler_buffers(key, self.row_fields)
 
         def run() -> None:
-            logits = self.model.compute_logits(self.rows[:num_seqs])
-            sample(logits, sampler, self.state)
+            sample_rows(self.model, self.rows[:num_seqs], sampler, self.state)
 
         return run
 

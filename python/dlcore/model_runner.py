@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlcore import _core
-from dlcore.layers.sampler import sample
+from dlcore.layers.sampler import sample_rows
 from dlcore.models import CausalLM
 from dlcore.ops.kernels import argmax_workspace
 from dlcore.step_buffers import (
@@ -51,7 +51,7 @@ class EagerStep:
         with torch.inference_mode():
             step, sampler = self._buffers(key)
             rows = self.model(step, self.state)
-            sample(self.model.compute_logits(rows), sampler, self.state)
+            sample_rows(self.model, rows, sampler, self.state)
 
     def _buffers(self, key: _core.StepKey) -> tuple[StepBuffers, SamplerBuffers]:
         views = self.views.get(key)

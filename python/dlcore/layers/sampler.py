@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from dlcore.ops import kernels, sample_kernels
+from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
 from dlcore.ops.logits_rules import (
     apply_bias,
     apply_masks,
@@ -16,6 +19,25 @@ from dlcore.ops.logits_rules import (
 from dlcore.ops.logprobs import write_logprobs
 from dlcore.ops.sample import greedy_sample, random_sample
 from dlcore.step_buffers import DeviceState, SamplerBuffers
+
+
+class LMHead(Protocol):
+    """What sampling needs of a model: see CausalLM."""
+
+    @property
+    def lm_head_weight(self) -> Tensor: ...
+
+    def compute_logits(self, rows: Tensor) -> Tensor: ...
+
+
+def sample_rows(head: LMHead, rows: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:
+    """`sample` of the hidden states rows [S, hidden], without logits where none need be kept."""
+    weight, space = head.lm_head_weight, state.argmax_space
+    if sampler.variant == "greedy" and space is not None and linear_argmax_pays(rows, weight):
+        slots, tokens = sampler.row_slots, sampler.sampled_tokens
+        linear_argmax(rows, weight, slots, tokens, state.last_tokens, space)
+    else:
+        sample(head.compute_logits(rows), sampler, state)
 
 
 def sample(logits: Tensor, sampler: SamplerBuffers, state: DeviceState) -> None:

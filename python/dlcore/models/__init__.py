@@ -23,6 +23,11 @@ class CausalLM(Protocol):
 
     hidden_size: int
 
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """[vocab_size, hidden]: its product with rows is what `compute_logits` gives."""
+        ...
+
     def __call__(self, step: StepBuffers, state: DeviceState) -> Tensor:
         """Runs one step and returns the normed hidden state of every wanted row: [S, hidden]."""
         ...

@@ -157,8 +157,12 @@ class Qwen3ForCausalLM(nn.Module):
         layers = [cast(Qwen3DecoderLayer, layer) for layer in self.layers]
         return [*(layer.input_norm for layer in layers[1:]), self.norm]
 
+    @property
+    def lm_head_weight(self) -> Tensor:
+        return self.embed_tokens if self.lm_head is None else self.lm_head
+
     def compute_logits(self, rows: Tensor) -> Tensor:
-        return linear(rows, self.embed_tokens if self.lm_head is None else self.lm_head)
+        return linear(rows, self.lm_head_weight)
 
     def weight_map(self) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {

@@ -49,6 +49,7 @@ _SIGNATURES = {
     "dlk_skinny_linear": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
     "dlk_tile_linear": [_PTR, _PTR, _PTR],
     "dlk_wide_linear": [_PTR, _INT, _PTR],
+    "dlk_linear_argmax": [*[_PTR] * 6, _INT, _INT, _INT, _PTR],
     "dlk_rms_norm": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _INT, _INT, _PTR],
     "dlk_silu_and_mul": [_PTR, _PTR, _INT, _INT, _PTR],
     "dlk_qk_norm_rope_kv_write": [
