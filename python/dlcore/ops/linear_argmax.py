@@ -6,7 +6,8 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 
-MIN_ROWS = 129  # fewer leave the kernel's tiles of 128 rows empty
+TILE = 256  # rows that two multiprocessors multiply at a time
+MAX_EMPTY = 64  # rows of the last tile
 MIN_HIDDEN = 1024
 
 
@@ -14,7 +15,9 @@ def linear_argmax_pays(rows: Tensor, weight: Tensor) -> bool:
     """Whether `linear_argmax` takes these, and is faster than a product and an argmax."""
     vocab, hidden = weight.shape
     fits = vocab % 8 == 0 and hidden % 8 == 0 and hidden >= MIN_HIDDEN
-    return fits and rows.shape[0] >= MIN_ROWS and kernels.usable(rows, weight)
+    num_rows = rows.shape[0]
+    fills = -num_rows % TILE <= MAX_EMPTY
+    return fits and fills and kernels.usable(rows, weight)
 
 
 def linear_argmax(

@@ -20,12 +20,15 @@ STEP = 64  # values of K in a stage of a block's ring
 # faster alone, but leaves a multiprocessor less room for the next kernel's first block.
 RINGS = {(32, 64): 12, (64, 64): 11, (64, 128): 7, (64, 192): 5}
 MIN_TO_SPLIT = 2048  # values of K that are shared, by up to 4 blocks
+# Clusters of four reach no more multiprocessors: some must take two blocks, with rings as deep.
+REACHED_BY_FOURS, RING_OF_TWO = 120, 6
 # With many rows a block is alone and reads long: tiles of 192 rows, stages by tokens of the tile.
 MANY_ROWS = 64 * kernels.MULTIPROCESSORS
 DEEP_RING = {32: 5, 64: 7, 128: 5}
 # Beyond these the library is faster: values of K with more than 64 tokens, and with more than 128;
 # of a weight with more than 128.
 LONGEST, LONG, SMALL_WEIGHT = 8192, 4096, 6144 * 1024
+FULL_TOKENS = 112  # from here on 128 tokens' tiles are full enough for long K
 # Stages of tiles of 192 rows by their tokens, and how much of the multiprocessors they must use.
 ONE_ROUND_RINGS = {128: 5, 192: 4, 256: 4}
 MIN_USE = 0.7
@@ -82,7 +85,9 @@ def linear_tile(num_tokens: int, rows: int, k: int, *, swiglu: bool = False) -> 
         return LinearTile(
             tokens=tokens, rows=192, splits=1, stages=min(DEEP_RING[tokens], k // STEP)
         )
-    return None if num_tokens > 64 and k > LONGEST else _smallest(num_tokens, rows, k)
+    if num_tokens > 64 and (k > LONGEST or (k >= LONG and num_tokens < FULL_TOKENS)):
+        return None
+    return _smallest(num_tokens, rows, k)
 
 
 def _smallest(num_tokens: int, rows: int, k: int) -> LinearTile | None:
@@ -93,6 +98,8 @@ def _smallest(num_tokens: int, rows: int, k: int) -> LinearTile | None:
         if blocks <= kernels.MULTIPROCESSORS:
             splits = _splits(blocks, k)
             stages = min(RINGS[tokens, tile_rows], k // STEP // splits)
+            if splits == 4 and splits * blocks > REACHED_BY_FOURS:
+                stages = min(stages, RING_OF_TWO)
             return LinearTile(tokens=tokens, rows=tile_rows, splits=splits, stages=stages)
     return None
 

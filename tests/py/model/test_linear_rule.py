@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcore.ops import kernels
+from dlcore.ops.linear_argmax import linear_argmax_pays
 from dlcore.ops.tile_linear import (
     MANY_ROWS,
     SMALL_WEIGHT,
@@ -75,10 +78,13 @@ def test_swiglu_of_many_tokens_takes_one_round(num_tokens: int, n: int, k: int) 
 
 
 def test_the_rule_where_it_was_measured() -> None:
-    """SwiGLU's weights of Qwen3-0.6B and 8B, by the decode buckets above 128."""
-    small = {n: linear_tile(n, 6144, 1024, swiglu=True) for n in (160, 192, 256, 320, 384, 512)}
+    """SwiGLU's weights of Qwen3-0.6B and 8B, by decode buckets."""
+    buckets = (64, 128, 160, 192, 256, 320, 384, 512)
+    small = {n: linear_tile(n, 6144, 1024, swiglu=True) for n in buckets}
     large = {n: linear_tile(n, 24576, 4096, swiglu=True) for n in (160, 192, 224, 256, 320, 384)}
     assert {n: t and (t.tokens, t.rows, t.stages) for n, t in small.items()} == {
+        64: (64, 64, 11),
+        128: (64, 128, 7),
         160: (64, 192, 5),
         192: (64, 192, 5),
         256: (64, 192, 5),
@@ -94,6 +100,16 @@ def test_the_rule_where_it_was_measured() -> None:
         320: None,
         384: None,
     }
+
+
+@given(st.integers(1, 512), st.integers(1, 4096).map(lambda n: n * 8))
+def test_no_tile_of_the_greedy_head_is_less_than_three_quarters_full(
+    num_rows: int, hidden: int
+) -> None:
+    rows, weight = torch.empty(num_rows, hidden), torch.empty(4096, hidden, device="meta")
+    with patch.object(kernels, "usable", return_value=True):
+        if linear_argmax_pays(rows.to("meta"), weight):
+            assert num_rows % 256 == 0 or num_rows % 256 >= 192
 
 
 @given(rows, columns)
