@@ -31,9 +31,8 @@ class DecodeStep:
             for _ in range(shape.layers)
         ]
         self.head = bf16(VOCAB, shape.hidden, scale=0.02)
-        self.norm, self.head_norm = bf16(shape.hidden), bf16(d)
-        self.last_norm = RMSNorm(shape.hidden, EPS)
-        self.last_norm.weight = nn.Parameter(self.norm, requires_grad=False)
+        self.head_norm, self.last_norm = bf16(d), RMSNorm(shape.hidden, EPS)
+        self.last_norm.weight = nn.Parameter(bf16(shape.hidden), requires_grad=False)
         self.x = bf16(batch, shape.hidden)
         self.cos_sin = torch.randn(8192, d, device="cuda")
         kv = self.layers[0][4]
@@ -52,15 +51,14 @@ class DecodeStep:
     def run(self, _: int) -> None:
         stream = ResidualStream(self.x.clone())  # as an embedding's: products add to it
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
-            qkv, residual = norm_linear(stream, self.norm, EPS, qkv_w)
-            out = self.attend(qkv, kv)
-            stream = residual_linear(out.flatten(1), o_w, None, residual, self.norm)
-            inner, residual = norm_swiglu(stream, self.norm, EPS, gate_up_w)
-            stream = residual_linear(inner, down_w, None, residual, self.norm)
+            out = self.attend(stream, qkv_w, kv)
+            stream = residual_linear(out.flatten(1), o_w, None, stream.x)
+            inner = norm_swiglu(stream, EPS, gate_up_w)
+            stream = residual_linear(inner, down_w, None, stream.x)
         self.sample(stream)
 
     def sample(self, stream: ResidualStream) -> None:
-        normed, _ = self.last_norm(stream.x, stream.residual)
+        normed = self.last_norm(stream.x)
         slots, sampled, last_tokens, space = self.rows, *self.ints, self.argmax_space
         if linear_argmax_pays(normed, self.head):
             linear_argmax(normed, self.head, slots, sampled, last_tokens, space)
@@ -68,7 +66,13 @@ class DecodeStep:
             logits = linear(normed, self.head)
             kernels.argmax(logits, slots, sampled, last_tokens, space)
 
-    def attend(self, qkv: Tensor, kv: attention_kernels.PagedKv) -> Tensor:
+    def attend(
+        self, stream: ResidualStream, weight: Tensor, kv: attention_kernels.PagedKv
+    ) -> Tensor:
+        at_once = attention_kernels.decode_projected_pays(
+            stream.x.shape[0], self.shape.q_heads, kv.kv_cache
+        )
+        qkv, pending = norm_linear(stream, EPS, weight, may_leave_norm=not at_once)
         tokens = attention_kernels.NewTokens(
             qkv=qkv,
             q_weight=self.head_norm,
@@ -78,12 +82,10 @@ class DecodeStep:
             positions=self.positions,
             slot_mapping=self.slots,
         )
-        if attention_kernels.decode_projected_pays(qkv.shape[0], self.shape.q_heads, kv.kv_cache):
+        if at_once:
             return attention_kernels.decode_projected(tokens, kv, self.attention_space)
-        norm, positions, slots = self.head_norm, self.positions, self.slots
-        q = kernels.qk_norm_rope_kv_write(
-            qkv, norm, norm, EPS, self.cos_sin, positions, slots, kv.kv_cache, kv.kv_scales
-        )
+        heads = (self.head_norm, self.head_norm, EPS, self.cos_sin, self.positions, self.slots)
+        q = kernels.qk_norm_rope_kv_write(qkv, *heads, kv.kv_cache, kv.kv_scales, pending)
         out = torch.empty_like(q)
         attention_kernels.decode_attention(q, kv, out, self.attention_space)
         return out

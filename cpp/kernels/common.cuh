@@ -121,6 +121,13 @@ __device__ __forceinline__ void Unpack8(uint4 v, float (&out)[8]) {
     out[2 * i + 1] = f.y;
   }
 }
+__device__ __forceinline__ float SumOfSquares(uint4 v) {
+  float f[8], sum = 0;
+  Unpack8(v, f);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += f[i] * f[i];
+  return sum;
+}
 __device__ __forceinline__ uint4 Pack8(const float (&v)[8]) {
   return make_uint4(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
                     PackBf16(v[6], v[7]));
@@ -147,6 +154,16 @@ __device__ __forceinline__ float BlockSum(float v, float* scratch) {
   if (lane == 0) scratch[warp] = v;
   __syncthreads();
   return WarpSum(lane < num_warps ? scratch[lane] : 0.0f);
+}
+
+// 1 / rms of a row of `dim` values, a multiple of 8, to every thread of the block: as BlockSum.
+__device__ __forceinline__ float InverseRms(const bf16* row, int dim, float eps, float* scratch) {
+  float squares = 0;
+#pragma unroll 2
+  for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
+    squares += SumOfSquares(Load16(row + i));
+  }
+  return rsqrtf(BlockSum(squares, scratch) / dim + eps);
 }
 
 inline constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }

@@ -14,28 +14,26 @@
 extern "C" {
 
 // out [T, N] = f(x [T, K] . weight^T), 1 <= T <= 16, K a multiple of 64.
-//   norm_weight [K] or null: x is RMS-normalised first, with eps
+//   norm: x is RMS-normalised first, with eps and no weight
 //   bias [N], residual [T, N] or null: added
 //   swiglu: weight is [2N, K] (gates, ups) and out = silu(gate) * up
 //   float_out: out is float32 (not with swiglu)
 //   row_tiles: 8-row tiles per block, 0 = choose
-int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight, float eps,
-                      const void* bias, const void* residual, void* out, int num_tokens, int n,
-                      int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream);
+int dlk_skinny_linear(const void* x, const void* weight, int norm, float eps, const void* bias,
+                      const void* residual, void* out, int num_tokens, int n, int k, int swiglu,
+                      int float_out, int row_tiles, cudaStream_t stream);
 
-// out [T, N] = f(x [T, K] . weight^T), N a multiple of 8. RMSNorm between two such products: the
-// first writes `scaled` and `out_squares`; the second reads them as `x` and `squares`.
+// out [T, N] = f(x [T, K] . weight^T), N a multiple of 8. RMSNorm (without a weight) between two
+// such products: the first writes `out_squares`, which the second reads as `squares`.
 struct dlk_product {
   const void* x;
   const void* weight;    // [N, K]; swiglu: [2N, K] (gates, ups), out = silu(gate) * up
   const void* bias;      // [N] or null: added
   const void* residual;  // [T, N] or null: added (not with swiglu)
   void* out;
-  const float* squares;     // float32 [num_pieces, T] or null: then products of row t are scaled
-  float eps;                //   by 1 / sqrt(sum of squares[:, t] / K + eps)
-  const void* norm_weight;  // [N] or null: with it (not with swiglu), two more results
-  void* scaled;             //   [T, N] = out * norm_weight
-  float* out_squares;       //   float32 [pieces of N, T]: of out, summed by pieces
+  const float* squares;  // float32 [num_pieces, T] or null: then products of row t are scaled
+  float eps;             //   by 1 / sqrt(sum of squares[:, t] / K + eps)
+  float* out_squares;    // float32 [pieces of N, T] or null: of out (not with swiglu), by pieces
   int num_tokens, n, k, num_pieces, swiglu;
 };
 
@@ -47,11 +45,11 @@ struct dlk_tile {
   int stages;        // of 64 values of k in a block's ring: 2 to 16
 };
 // For tens to hundreds of tokens; K a multiple of 64, pieces of 64 outputs. residual and
-// norm_weight only with 64 rows. With more than 128 tokens a tile, squares are slow.
+// out_squares only with 64 rows. With more than 128 tokens a tile, squares are slow.
 int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t stream);
 
 // For hundreds of tokens and more; K a multiple of 8, pieces of 256 outputs, no bias;
-// norm_weight only with a residual, squares only without. `group` tiles of 256 tokens go through
+// out_squares only with a residual, squares only without. `group` tiles of 256 tokens go through
 // the weight together.
 int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream);
 
@@ -61,13 +59,15 @@ int dlk_linear_argmax(const void* x, const void* weight, const int32_t* row_slot
                       int32_t* last_tokens, void* workspace, int num_rows, int vocab, int k,
                       cudaStream_t stream);
 
-// out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8.
-// With residual: x + residual is normalised, and written to residual_out.
-int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,
-                 void* residual_out, int rows, int dim, cudaStream_t stream);
+// out = x / rms(x) * weight per row of `dim` <= 16384 values, a multiple of 8; weight may be null.
+int dlk_rms_norm(const void* x, const void* weight, float eps, void* out, int rows, int dim,
+                 cudaStream_t stream);
 
 // x [T, 2I] (gate, up) -> out [T, I] = silu(gate) * up; I a multiple of 8.
-int dlk_silu_and_mul(const void* x, void* out, int rows, int inner, cudaStream_t stream);
+//   stream_rows [T, stream_dim] or null: x is the product of a stream that was to be
+//   RMS-normalised first, with stream_eps and no weight: row t of x is multiplied by its 1 / rms
+int dlk_silu_and_mul(const void* x, void* out, const void* stream_rows, int stream_dim,
+                     float stream_eps, int rows, int inner, cudaStream_t stream);
 
 // qkv [T, (Hq + 2 Hk) D] -> q_out [T, Hq, D]: q and k normalised per head (weights [D] or null)
 // and rotated by cos_sin [max_positions, D] float32 (cosines, then sines) at positions [T];
@@ -75,10 +75,12 @@ int dlk_silu_and_mul(const void* x, void* out, int rows, int inner, cudaStream_t
 // (block * block_size + offset; -1 = not written). D is 64, 128 or 256.
 // kv_scales: null for a bf16 cache; float32 [2, Hk] for an E4M3 cache (stored value * scale =
 // value).
+// stream_rows: as in dlk_silu_and_mul, of qkv.
 int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
                               float eps, const float* cos_sin, const int32_t* positions,
                               const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
-                              void* q_out, int num_tokens, int num_q_heads, int num_kv_heads,
+                              void* q_out, const void* stream_rows, int stream_dim,
+                              float stream_eps, int num_tokens, int num_q_heads, int num_kv_heads,
                               int block_size, int head_dim, cudaStream_t stream);
 
 // What paged attention reads.

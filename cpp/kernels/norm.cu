@@ -1,5 +1,4 @@
-// RMSNorm, alone and fused with the residual addition before it: one block a row, the row stays
-// in registers between its sum of squares and its scaling.
+// RMSNorm: one block a row, which stays in registers between its sum of squares and its scaling.
 
 #include <algorithm>
 
@@ -12,10 +11,8 @@ namespace {
 constexpr int kMaxVectors = 2;  // of 8 values, per thread
 constexpr int kMaxThreads = 1024;
 
-template <bool kResidual>
 __global__ void __launch_bounds__(kMaxThreads)
-    RmsNorm(const bf16* x, const bf16* residual, const bf16* weight, float eps, bf16* out,
-            bf16* residual_out, int dim) {
+    RmsNorm(const bf16* x, const bf16* weight, float eps, bf16* out, int dim) {
   __shared__ float scratch[kWarpSize];
   AllowNext();
   WaitForPrevious();
@@ -27,15 +24,6 @@ __global__ void __launch_bounds__(kMaxThreads)
     const int i = (v * static_cast<int>(blockDim.x) + threadIdx.x) * 8;
     if (i >= dim) break;
     Unpack8(Load16(x + row + i), values[v]);
-    if constexpr (kResidual) {
-      float r[8];
-      Unpack8(Load16(residual + row + i), r);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) values[v][j] += r[j];
-      const uint4 sum = Pack8(values[v]);
-      Store16(residual_out + row + i, sum);
-      Unpack8(sum, values[v]);  // what later layers will read, rounding included
-    }
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum_squares += values[v][j] * values[v][j];
   }
@@ -44,8 +32,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int v = 0; v < kMaxVectors; ++v) {
     const int i = (v * static_cast<int>(blockDim.x) + threadIdx.x) * 8;
     if (i >= dim) break;
-    float w[8];
-    Unpack8(Load16(weight + i), w);
+    float w[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    if (weight != nullptr) Unpack8(Load16(weight + i), w);
 #pragma unroll
     for (int j = 0; j < 8; ++j) values[v][j] *= inverse_rms * w[j];
     Store16(out + row + i, Pack8(values[v]));
@@ -55,14 +43,12 @@ __global__ void __launch_bounds__(kMaxThreads)
 }  // namespace
 }  // namespace dlcore::kernels
 
-int dlk_rms_norm(const void* x, const void* residual, const void* weight, float eps, void* out,
-                 void* residual_out, int rows, int dim, cudaStream_t stream) {
+int dlk_rms_norm(const void* x, const void* weight, float eps, void* out, int rows, int dim,
+                 cudaStream_t stream) {
   using namespace dlcore::kernels;
   if (dim % 8 != 0 || dim > kMaxThreads * kMaxVectors * 8) return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
   const int threads = std::min(kMaxThreads, CeilDiv(dim / 8, kWarpSize) * kWarpSize);
-  return Launch(residual != nullptr ? RmsNorm<true> : RmsNorm<false>, rows, threads, 0, stream,
-                static_cast<const bf16*>(x), static_cast<const bf16*>(residual),
-                static_cast<const bf16*>(weight), eps, static_cast<bf16*>(out),
-                static_cast<bf16*>(residual_out), dim);
+  return Launch(RmsNorm, rows, threads, 0, stream, static_cast<const bf16*>(x),
+                static_cast<const bf16*>(weight), eps, static_cast<bf16*>(out), dim);
 }

@@ -1,4 +1,7 @@
 // q/k norm, rotation and the write of k and v to the paged cache, one pass over qkv.
+//
+// qkv may be the product of a stream that was to be RMS-normalised first: then a block has a token,
+// and multiplies what it reads with 1 / rms of the token's row of the stream.
 
 #include "kernels/decode_schedule.cuh"
 #include "kernels/head_rotation.cuh"
@@ -8,6 +11,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr unsigned kFewBlocks = 4 * 132, kMaxTurns = 4;
+constexpr int kTokenThreads = 256;  // where a block has a token
 
 struct Params {
   const bf16* qkv;
@@ -21,19 +25,30 @@ struct Params {
   bf16* q_out;
   int num_tokens, num_q_heads, num_kv_heads, block_size;
   float eps;
+  const bf16* stream;  // [T, stream_dim] or null
+  int stream_dim;
+  float stream_eps;
+
+  __device__ __forceinline__ int NumHeads() const { return num_q_heads + 2 * num_kv_heads; }
 };
 
-// One head of one token; a lane's 8 values of it.
+template <int kHeadDim>
+__device__ __forceinline__ uint4 LoadHead(const Params& p, int token, int head, int lane) {
+  const int64_t row = static_cast<int64_t>(token) * p.NumHeads() + head;
+  return Load16(p.qkv + row * kHeadDim + lane * 8);
+}
+
+// One head of one token; a lane's 8 values of it, times `scale`.
 template <int kHeadDim, class Cache>
 __device__ __forceinline__ void Process(const Params& p, int token, int head, int lane, bool valid,
-                                        int position, int slot) {
-  const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;
+                                        int position, int slot, uint4 values, float scale) {
   const int kv_head = (head - p.num_q_heads) % p.num_kv_heads;
   const bool is_q = head < p.num_q_heads;
   const bool is_v = head >= p.num_q_heads + p.num_kv_heads;
   float v[8];
-  const int64_t row = static_cast<int64_t>(token) * num_heads + head;
-  Unpack8(Load16(p.qkv + row * kHeadDim + lane * 8), v);
+  Unpack8(values, v);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) v[j] *= scale;
   // Norm and rotation shuffle, so every lane takes part; v heads drop the result.
   float rotated[8];
 #pragma unroll
@@ -70,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0)
     QkNormRopeKvWrite(const Params p) {
   constexpr int kLanes = kHeadDim / 8, kHeads = kThreads / kLanes;  // of a block
   AllowNext();
-  const int num_heads = p.num_q_heads + 2 * p.num_kv_heads;
+  const int num_heads = p.NumHeads();
   const int64_t last = static_cast<int64_t>(p.num_tokens) * num_heads - 1;
   const int lane = threadIdx.x % kLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kHeads;
@@ -81,8 +96,35 @@ __global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0)
     const int token = static_cast<int>(safe / num_heads), head = static_cast<int>(safe % num_heads);
     WaitForPrevious();
     const int position = p.positions[token], slot = p.slot_mapping[token];
-    Process<kHeadDim, Cache>(p, token, head, lane, valid, position, slot);
+    const uint4 values = LoadHead<kHeadDim>(p, token, head, lane);
+    Process<kHeadDim, Cache>(p, token, head, lane, valid, position, slot, values, 1.0f);
     if (!kLooped) break;
+  }
+}
+
+// What all threads need of their token waits in shared memory: few registers leave attention room.
+template <int kHeadDim, class Cache>
+__global__ void __launch_bounds__(kTokenThreads, sizeof(Cache) == 2 ? 8 : 6)
+    ScaledQkNormRopeKvWrite(const Params p) {
+  constexpr int kLanes = kHeadDim / 8, kHeads = kTokenThreads / kLanes;  // at a time
+  __shared__ float scratch[kWarpSize], scale;
+  __shared__ int position, slot;
+  AllowNext();
+  const int lane = threadIdx.x % kLanes, first = threadIdx.x / kLanes;
+  const int token = blockIdx.x, last = p.NumHeads() - 1;
+  WaitForPrevious();
+  uint4 values = LoadHead<kHeadDim>(p, token, min(first, last), lane);
+  if (threadIdx.x == 0) position = p.positions[token], slot = p.slot_mapping[token];
+  const bf16* row = p.stream + static_cast<int64_t>(token) * p.stream_dim;
+  const float inverse_rms = InverseRms(row, p.stream_dim, p.stream_eps, scratch);
+  if (threadIdx.x == 0) scale = inverse_rms;
+  __syncthreads();
+#pragma unroll 1
+  for (int head = first;; head += kHeads) {
+    Process<kHeadDim, Cache>(p, token, min(head, last), lane, head <= last, position, slot, values,
+                             scale);
+    if (head - first + kHeads > last) return;  // all lanes stay together, for the shuffles
+    values = LoadHead<kHeadDim>(p, token, min(head + kHeads, last), lane);
   }
 }
 
@@ -93,6 +135,10 @@ cudaError_t RunCache(const Params& p, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
   const bool streams = StreamPays(p.num_tokens, p.num_kv_heads, kHeadDim * sizeof(Cache));
   const LaunchOptions options{dim3(1), streams};
+  if (p.stream != nullptr) {
+    return LaunchWith(options, ScaledQkNormRopeKvWrite<kHeadDim, Cache>, p.num_tokens,
+                      kTokenThreads, 0, stream, p);
+  }
   // Few blocks leave those of decode attention the registers to begin at once.
   if (streams && blocks > kFewBlocks && blocks <= kMaxTurns * kFewBlocks) {
     return LaunchWith(options, QkNormRopeKvWrite<kHeadDim, Cache, true>, kFewBlocks, kThreads, 0,
@@ -114,10 +160,13 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
 int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
                               float eps, const float* cos_sin, const int32_t* positions,
                               const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
-                              void* q_out, int num_tokens, int num_q_heads, int num_kv_heads,
+                              void* q_out, const void* stream_rows, int stream_dim,
+                              float stream_eps, int num_tokens, int num_q_heads, int num_kv_heads,
                               int block_size, int head_dim, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if ((q_weight == nullptr) != (k_weight == nullptr)) return cudaErrorInvalidValue;
+  if ((q_weight == nullptr) != (k_weight == nullptr) || stream_dim % 8 != 0) {
+    return cudaErrorInvalidValue;
+  }
   if (num_tokens == 0) return cudaSuccess;
   const Params p{static_cast<const bf16*>(qkv),
                  static_cast<const bf16*>(q_weight),
@@ -132,7 +181,10 @@ int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void*
                  num_q_heads,
                  num_kv_heads,
                  block_size,
-                 eps};
+                 eps,
+                 static_cast<const bf16*>(stream_rows),
+                 stream_dim,
+                 stream_eps};
   switch (head_dim) {
     case 64:
       return Run<64>(p, stream);

@@ -7,8 +7,8 @@
 // mma.sync. W depends on no other kernel: it is requested before the previous one has ended, so in
 // a chain of small layers memory is never idle.
 //
-// Fused: RMSNorm of x before (its weight multiplies x on the way in, its 1/rms the sum on the way
-// out), bias, residual or SwiGLU after.
+// Fused: RMSNorm of x before (without a weight: 1/rms multiplies the sum on the way out), bias,
+// residual or SwiGLU after.
 
 #include <algorithm>
 
@@ -29,28 +29,14 @@ constexpr int kChunk = kWarps * kUnit;
 constexpr int kRowPitch = kChunk * 2 + 64;
 
 struct Params {
-  const bf16* x;            // [T, K]
-  const bf16* weight;       // [N, K]; SwiGLU: [2N, K], gates then ups
-  const bf16* norm_weight;  // [K] or null
-  const bf16* bias;         // [N] or null
-  const bf16* residual;     // [T, N] or null
-  void* out;                // [T, N]
+  const bf16* x;         // [T, K]
+  const bf16* weight;    // [N, K]; SwiGLU: [2N, K], gates then ups
+  const bf16* bias;      // [N] or null
+  const bf16* residual;  // [T, N] or null
+  void* out;             // [T, N]
   int num_tokens, n, k;
   float eps;
 };
-
-__device__ __forceinline__ float SumSquares(uint4 v) {
-  float f[8], sum = 0;
-  Unpack8(v, f);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum += f[i] * f[i];
-  return sum;
-}
-
-__device__ __forceinline__ uint4 Scale(uint4 v, uint4 w) {
-  return make_uint4(MulBf16x2(v.x, w.x), MulBf16x2(v.y, w.y), MulBf16x2(v.z, w.z),
-                    MulBf16x2(v.w, w.w));
-}
 
 // Sums of one warp, before they meet those of the other warps.
 template <int kRows, int kTokens>
@@ -142,7 +128,7 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
   // kernel's own, every instruction counts.
   const int warp_k = warp * kUnit + t * 8;
   const bf16* x_row = p.x + static_cast<int64_t>(g) * p.k + warp_k;
-  uint4 x[kDepth][kSteps][kTokenTiles] = {}, norm[kNorm ? kDepth : 1][kSteps];
+  uint4 x[kDepth][kSteps][kTokenTiles] = {};
   auto load_tokens = [&](int slot, int chunk) {
 #pragma unroll
     for (int i = 0; i < kTokenTiles; ++i) {
@@ -154,16 +140,6 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
       }
     }
   };
-  auto load_norm = [&](int slot, int chunk) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if (kNorm && chunk * kChunk + warp * kUnit < p.k && !is_producer) {
-        norm[slot][s] = Load16(p.norm_weight + chunk * kChunk + warp_k + s * 32);
-      }
-    }
-  };
-#pragma unroll
-  for (int d = 0; d < kDepth; ++d) load_norm(d, d);
   const char* lane_weights = shared_bytes + g * kRowPitch + warp_k * 2;
 
   WaitForPrevious();
@@ -204,14 +180,9 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
         }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-          auto& tokens = x[d][s];
-          if constexpr (kNorm) {
+          const auto& tokens = x[d][s];
 #pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i) {
-              squares[i] += SumSquares(tokens[i]);
-              tokens[i] = Scale(tokens[i], norm[d][s]);
-            }
-          }
+          for (int i = 0; kNorm && i < kTokenTiles; ++i) squares[i] += SumOfSquares(tokens[i]);
           const uint4 low = tokens[0];
           const uint4 high = kTokenTiles == 2 ? tokens[kTokenTiles - 1] : make_uint4(0, 0, 0, 0);
           const uint32_t a0[4] = {low.x, high.x, low.y, high.y};
@@ -227,10 +198,7 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
         __syncwarp();
         if (lane == 0) Arrive(&barriers.empty[stage]);
       }
-      if (chunk + kDepth < num_chunks) {
-        load_tokens(d, chunk + kDepth);
-        load_norm(d, chunk + kDepth);
-      }
+      if (chunk + kDepth < num_chunks) load_tokens(d, chunk + kDepth);
       if (++stage == num_stages) stage = 0, parity ^= 1;
     }
   }
@@ -285,24 +253,25 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
 }
 
 template <int kRowTiles, bool kSwiGlu, class Out>
-cudaError_t RunNorm(const Params& p, cudaStream_t stream) {
-  return p.norm_weight != nullptr ? Run<kRowTiles, kSwiGlu, true, Out>(p, stream)
-                                  : Run<kRowTiles, kSwiGlu, false, Out>(p, stream);
+cudaError_t RunNorm(const Params& p, bool norm, cudaStream_t stream) {
+  return norm ? Run<kRowTiles, kSwiGlu, true, Out>(p, stream)
+              : Run<kRowTiles, kSwiGlu, false, Out>(p, stream);
 }
 
-cudaError_t RunShape(const Params& p, bool swiglu, bool float_out, int row_tiles,
+cudaError_t RunShape(const Params& p, bool norm, bool swiglu, bool float_out, int row_tiles,
                      cudaStream_t stream) {
-  if (float_out) return RunNorm<4, false, float>(p, stream);
+  if (float_out) return RunNorm<4, false, float>(p, norm, stream);
   if (swiglu) {
-    return row_tiles == 4 ? RunNorm<4, true, bf16>(p, stream) : RunNorm<2, true, bf16>(p, stream);
+    return row_tiles == 4 ? RunNorm<4, true, bf16>(p, norm, stream)
+                          : RunNorm<2, true, bf16>(p, norm, stream);
   }
   switch (row_tiles) {
     case 1:
-      return RunNorm<1, false, bf16>(p, stream);
+      return RunNorm<1, false, bf16>(p, norm, stream);
     case 2:
-      return RunNorm<2, false, bf16>(p, stream);
+      return RunNorm<2, false, bf16>(p, norm, stream);
     default:
-      return RunNorm<4, false, bf16>(p, stream);
+      return RunNorm<4, false, bf16>(p, norm, stream);
   }
 }
 
@@ -318,14 +287,13 @@ int ChooseRowTiles(int weight_rows, int k) {
 }  // namespace
 }  // namespace dlcore::kernels
 
-int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight, float eps,
-                      const void* bias, const void* residual, void* out, int num_tokens, int n,
-                      int k, int swiglu, int float_out, int row_tiles, cudaStream_t stream) {
+int dlk_skinny_linear(const void* x, const void* weight, int norm, float eps, const void* bias,
+                      const void* residual, void* out, int num_tokens, int n, int k, int swiglu,
+                      int float_out, int row_tiles, cudaStream_t stream) {
   using namespace dlcore::kernels;
   if (num_tokens < 1 || num_tokens > 2 * kTile || k % kUnit != 0) return cudaErrorInvalidValue;
   const Params p{static_cast<const bf16*>(x),
                  static_cast<const bf16*>(weight),
-                 static_cast<const bf16*>(norm_weight),
                  static_cast<const bf16*>(bias),
                  static_cast<const bf16*>(residual),
                  out,
@@ -334,5 +302,5 @@ int dlk_skinny_linear(const void* x, const void* weight, const void* norm_weight
                  k,
                  eps};
   if (row_tiles == 0) row_tiles = ChooseRowTiles(swiglu ? 2 * n : n, k);
-  return RunShape(p, swiglu, float_out, row_tiles, stream);
+  return RunShape(p, norm, swiglu, float_out, row_tiles, stream);
 }

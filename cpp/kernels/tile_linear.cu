@@ -3,9 +3,9 @@
 // The product is tile_product.cuh's. Where W has few rows, the blocks of a cluster share k and add
 // their sums through each other's shared memory. Bias, residual or SwiGLU on the way out.
 //
-// RMSNorm between two products needs no kernel of its own: the first writes its outputs also times
-// the norm's weight, and each token's sum of squares over the block's 64 outputs; the second, whose
-// tokens those are, scales its sums by 1 / rms. One warp of a block adds up the squares meanwhile.
+// RMSNorm between two products needs no kernel of its own: the first also writes each token's sum
+// of squares over the block's 64 outputs; the second, whose tokens those are, scales its sums by
+// 1 / rms. One warp of a block adds up the squares meanwhile.
 
 #include <algorithm>
 
@@ -25,9 +25,7 @@ struct Params {
   const float* squares;  // [num_pieces, T] or null: of x's rows
   int num_pieces;
   float eps;
-  const bf16* norm_weight;  // [N] or null: then no scaled outputs, no squares of the outputs
-  bf16* scaled;             // [T, N]
-  float* out_squares;       // [ceil(N / 64), T]
+  float* out_squares;  // [ceil(N / 64), T] or null
 };
 
 __device__ __forceinline__ void SyncClusterIf(bool more_than_one) {
@@ -120,14 +118,11 @@ struct Kernel {
   }
 
   // What the norm after this product needs: half a warp holds 64 outputs of a token.
-  static __device__ __forceinline__ void PrepareNorm(const Params& p, const Four& four,
-                                                     uint2 outputs, uint2 weight) {
+  static __device__ __forceinline__ void StoreSquares(const Params& p, const Four& four,
+                                                      uint2 outputs) {
     const float2 lo = ToFloat2(outputs.x), hi = ToFloat2(outputs.y);
     const float sum = WarpSum<16>(lo.x * lo.x + lo.y * lo.y + hi.x * hi.x + hi.y * hi.y);
-    if (!four.inside) return;
-    *reinterpret_cast<uint2*>(p.scaled + four.offset) =
-        make_uint2(MulBf16x2(outputs.x, weight.x), MulBf16x2(outputs.y, weight.y));
-    if (four.row % 64 == 0) {
+    if (four.inside && four.row % 64 == 0) {
       const int token = blockIdx.x * kTokens + four.token;
       p.out_squares[four.column / 64 * p.num_tokens + token] = sum;
     }
@@ -144,7 +139,6 @@ struct Kernel {
     // next kernel's place beside this one.
     const int column = Four(p, first).column;
     const uint2 bias = LoadFour(p.bias, column, column < p.n);
-    const uint2 norm_weight = LoadFour(p.norm_weight, column, column < p.n);
     uint2 residual[kMakesStream ? kBatches : 1] = {};
 #pragma unroll
     for (int j = 0; kMakesStream && j < kBatches; ++j) {
@@ -165,7 +159,7 @@ struct Kernel {
         *reinterpret_cast<uint2*>(p.out + four.offset) = outputs;
       }
       if constexpr (kMakesStream) {
-        if (p.norm_weight != nullptr) PrepareNorm(p, four, outputs, norm_weight);
+        if (p.out_squares != nullptr) StoreSquares(p, four, outputs);
       }
     }
   }
@@ -239,8 +233,6 @@ struct Launcher {
             args.squares,
             args.num_pieces,
             args.eps,
-            static_cast<const bf16*>(args.norm_weight),
-            static_cast<bf16*>(args.scaled),
             args.out_squares};
   }
 
@@ -249,7 +241,7 @@ struct Launcher {
     using K = Kernel<kTokens, kRows, kSwiGlu>;
     const Params p = MakeParams();
     const int ring = std::max(p.num_stages * K::Product::kStageBytes, K::Product::kSumBytes);
-    const bool of_stream = p.residual != nullptr || p.norm_weight != nullptr;
+    const bool of_stream = p.residual != nullptr || p.out_squares != nullptr;
     if (ring > kMaxRingBytes || (of_stream && !K::kMakesStream)) {
       return cudaErrorInvalidValue;
     }

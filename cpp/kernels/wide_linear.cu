@@ -3,9 +3,9 @@
 // SwiGLU: a tile's rows are gates and their ups, both among a thread's sums. The residual comes by
 // the copy engine while the products run.
 //
-// RMSNorm between two products needs no pass of its own: the first writes its outputs also times
-// the norm's weight, and each row's sum of squares in a piece of 256 outputs; the second, whose
-// tokens those are, scales its sums by the row's 1 / rms.
+// RMSNorm between two products needs no pass of its own: the first also writes each row's sum of
+// squares in a piece of 256 outputs; the second, whose tokens those are, scales its sums by the
+// row's 1 / rms.
 
 #include "kernels/kernels.h"
 #include "kernels/wide_product.cuh"
@@ -61,16 +61,15 @@ class Activate {
   RowScales scales_;
 };
 
-// y + residual and, for the RMSNorm after it, the same times the norm's weight and squares.
+// y + residual and, for the RMSNorm after it, squares.
 class AddResidual {
  public:
   static constexpr int kOutRows = kRows;
   static constexpr int kStages = 3;
   static constexpr int kBuffers = kRows / 64;  // a tile's residual, then its outputs
   struct Params {
-    CUtensorMap out, residual, scaled;
-    const bf16* norm_weight;  // [n] or null: then neither of the two
-    float* out_squares;       // [row_tiles, T]
+    CUtensorMap out, residual;
+    float* out_squares;  // [row_tiles, T] or null
   };
 
   __device__ AddResidual(const Product& p, const Params& params, char* boxes, uint64_t* arrived,
@@ -88,30 +87,22 @@ class AddResidual {
     }
   }
   __device__ __forceinline__ void Meanwhile(const Tile&) {}
-  __device__ __forceinline__ void End(Sums& sums, const Tile& tile) {
+  __device__ __forceinline__ void End(const Sums& sums, const Tile& tile) {
     Wait(arrived_, parity_);
     parity_ ^= 1;
-    const int column = tile.rows * kRows;
     float squares[2] = {};
 #pragma unroll
     for (int i = 0; i < kBuffers; ++i) {
       Pack(sums, i, squares);
-      boxes_.Send(&params_.out, tile, column + i * 64, i);
+      boxes_.Send(&params_.out, tile, tile.rows * kRows + i * 64, i);
     }
-    if (params_.norm_weight == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < kBuffers; ++i) {
-      boxes_.WaitUntilRead<kBuffers - 1>();
-      PackScaled(sums, i, column + i * 64);
-      boxes_.Send(&params_.scaled, tile, column + i * 64, i);
-    }
-    StoreSquares(squares, tile);
+    if (params_.out_squares != nullptr) StoreSquares(squares, tile);
   }
   __device__ __forceinline__ void Done() { boxes_.Flush(); }
 
  private:
-  // The sums become the outputs as later layers will read them, rounding included.
-  __device__ __forceinline__ void Pack(Sums& sums, int i, float (&squares)[2]) {
+  // squares: of the outputs as later layers will read them, rounding included.
+  __device__ __forceinline__ void Pack(const Sums& sums, int i, float (&squares)[2]) {
     ForEachPair(i, [&](int j, int half, int at) {
       uint32_t* word = boxes_.Pair(i, j, half);
       const float2 residual = ToFloat2(*word);
@@ -119,15 +110,6 @@ class AddResidual {
       *word = pair;
       const float2 v = ToFloat2(pair);
       squares[half] += v.x * v.x + v.y * v.y;
-      sums[at] = v.x, sums[at + 1] = v.y;
-    });
-  }
-  __device__ __forceinline__ void PackScaled(const Sums& sums, int i, int column) {
-    const auto* weights = reinterpret_cast<const uint32_t*>(params_.norm_weight);
-    ForEachPair(i, [&](int j, int half, int at) {
-      const int first = column + j * 8 + FirstColumn();
-      const float2 w = first < p_.n ? ToFloat2(__ldg(weights + first / 2)) : float2{};
-      *boxes_.Pair(i, j, half) = PackBf16(sums[at] * w.x, sums[at + 1] * w.y);
     });
   }
   __device__ __forceinline__ void StoreSquares(const float (&squares)[2], const Tile& tile) {
@@ -173,11 +155,6 @@ cudaError_t RunAddResidual(const dlk_product& a, int group, cudaStream_t stream)
   if (error != cudaSuccess) return error;
   error = EncodeMatrix(&params.residual, a.residual, a.num_tokens, a.n, 64);
   if (error != cudaSuccess) return error;
-  if (a.norm_weight != nullptr) {
-    error = EncodeMatrix(&params.scaled, a.scaled, a.num_tokens, a.n, 64);
-    if (error != cudaSuccess) return error;
-  }
-  params.norm_weight = static_cast<const bf16*>(a.norm_weight);
   params.out_squares = a.out_squares;
   return Run<AddResidual>(ProductOf(a, group), a.x, a.weight, a.n, params, stream);
 }
@@ -190,7 +167,7 @@ int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream) {
   const dlk_product& a = *args;
   if (a.num_tokens < 1 || a.n % 8 != 0 || a.k % 8 != 0 || group < 1 || a.bias != nullptr ||
       (a.swiglu && a.residual != nullptr) || (a.residual != nullptr && a.squares != nullptr) ||
-      (a.norm_weight != nullptr && a.residual == nullptr)) {
+      (a.out_squares != nullptr && a.residual == nullptr)) {
     return cudaErrorInvalidValue;
   }
   if (a.residual != nullptr) return RunAddResidual(a, group, stream);

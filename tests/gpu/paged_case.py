@@ -23,6 +23,12 @@ def relative_error(out: Tensor, reference: Tensor) -> float:
     return ((out - reference).norm() / reference.norm()).item()
 
 
+def random_rows(rows: int, size: int) -> Tensor:
+    """[rows, size] bf16: rows of sizes from 1e-3, where a norm's eps counts, to 1e3."""
+    sizes = 10 ** (6 * torch.rand(rows, 1, device="cuda") - 3)
+    return (torch.randn(rows, size, device="cuda") * sizes).bfloat16()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedCase:
     """Sequences of a step over a cache whose unused entries are NaN."""

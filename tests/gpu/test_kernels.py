@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
-from tests.gpu.paged_case import needs_kernels, relative_error
+from dlcore.ops.residual_stream import PendingNorm
+from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
 
 pytestmark = needs_kernels
 
@@ -17,17 +18,16 @@ def _random(*shape: int, scale: float = 1.0) -> Tensor:
     return (torch.randn(*shape, device="cuda") * scale).bfloat16()
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), EPS)
+def _norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    weight = None if weight is None else weight.float()
+    return torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), weight, EPS)
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1024), (5, 4096), (300, 2048), (3, 16384), (2, 72)])
 def test_rms_norm(rows: int, dim: int) -> None:
-    x, weight, residual = _random(rows, dim, scale=3), _random(dim), _random(rows, dim)
+    x, weight = random_rows(rows, dim), _random(dim)
     assert relative_error(kernels.rms_norm(x, weight, EPS), _norm(x, weight)) < ROUNDING
-    normed, total = kernels.fused_add_rms_norm(x, residual, weight, EPS)
-    assert torch.equal(total, x + residual)
-    assert relative_error(normed, _norm(total, weight)) < ROUNDING
+    assert relative_error(kernels.rms_norm(x, None, EPS), _norm(x)) < ROUNDING
 
 
 def test_silu_and_mul() -> None:
@@ -37,14 +37,26 @@ def test_silu_and_mul() -> None:
     assert relative_error(kernels.silu_and_mul(x), reference) < ROUNDING
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "dim", "inner"), [(1, 64, 8), (300, 4096, 12288), (33, 1032, 1000)]
+)
+def test_silu_and_mul_of_a_product_whose_norm_is_pending(
+    num_tokens: int, dim: int, inner: int
+) -> None:
+    x, weight = random_rows(num_tokens, dim), _random(2 * inner, dim, scale=0.05)
+    gate, up = (_norm(x) @ weight.float().T).chunk(2, dim=-1)
+    out = kernels.silu_and_mul(x @ weight.T, PendingNorm(x, EPS))
+    assert relative_error(out, torch.nn.functional.silu(gate) * up) < 2 * ROUNDING
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 5, 8, 9, 16])
 @pytest.mark.parametrize(("n", "k"), [(1024, 3072), (4096, 1024), (1000, 128), (24, 4096)])
 @pytest.mark.parametrize("row_tiles", [0, 1, 2, 4])
 def test_skinny_linear(num_tokens: int, n: int, k: int, row_tiles: int) -> None:
-    x, weight, norm_weight = _random(num_tokens, k, scale=2), _random(n, k, scale=0.05), _random(k)
+    x, weight = random_rows(num_tokens, k), _random(n, k, scale=0.05)
     bias, residual = _random(n), _random(num_tokens, n)
     plain = x.float() @ weight.float().T
-    normed = _norm(x, norm_weight) @ weight.float().T
+    normed = _norm(x) @ weight.float().T
 
     def run(**options: Tensor | float | torch.dtype) -> Tensor:
         return kernels.skinny_linear(x, weight, row_tiles=row_tiles, **options)
@@ -52,19 +64,16 @@ def test_skinny_linear(num_tokens: int, n: int, k: int, row_tiles: int) -> None:
     assert relative_error(run(), plain) < ROUNDING
     assert relative_error(run(out_dtype=torch.float32), plain) < 1e-5
     assert relative_error(run(bias=bias, residual=residual), plain + bias + residual) < ROUNDING
-    # x * norm_weight is rounded once more, before the product
-    assert relative_error(run(norm_weight=norm_weight, eps=EPS), normed) < 2 * ROUNDING
+    assert relative_error(run(norm_eps=EPS), normed) < ROUNDING
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 8, 13])
 @pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (12288, 4096), (24, 64)])
 @pytest.mark.parametrize("row_tiles", [0, 4])
 def test_skinny_swiglu(num_tokens: int, inner: int, k: int, row_tiles: int) -> None:
-    x, weight, norm_weight = _random(num_tokens, k), _random(2 * inner, k, scale=0.05), _random(k)
-    gate, up = (_norm(x, norm_weight) @ weight.float().T).chunk(2, dim=-1)
-    out = kernels.skinny_linear(
-        x, weight, norm_weight=norm_weight, eps=EPS, swiglu=True, row_tiles=row_tiles
-    )
+    x, weight = random_rows(num_tokens, k), _random(2 * inner, k, scale=0.05)
+    gate, up = (_norm(x) @ weight.float().T).chunk(2, dim=-1)
+    out = kernels.skinny_linear(x, weight, norm_eps=EPS, swiglu=True, row_tiles=row_tiles)
     assert relative_error(out, torch.nn.functional.silu(gate) * up) < 3 * ROUNDING
 
 
@@ -77,10 +86,19 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @pytest.mark.parametrize("with_norm", [True, False])
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("num_tokens", [37, 1001])
-def test_qk_norm_rope_kv_write(head_dim: int, with_norm: bool, fp8: bool, num_tokens: int) -> None:
-    num_q, num_kv, block_size = 6, 2, 16
+@pytest.mark.parametrize(("num_q", "stream_dim"), [(6, None), (6, 1032), (32, 4096)])
+def test_qk_norm_rope_kv_write(
+    head_dim: int, with_norm: bool, fp8: bool, num_tokens: int, num_q: int, stream_dim: int | None
+) -> None:
+    num_kv, block_size = 2, 16
     num_blocks = num_tokens // block_size + 7
     qkv = _random(num_tokens, (num_q + 2 * num_kv) * head_dim, scale=2)
+    scaled, pending = qkv.float(), None
+    if stream_dim is not None:  # of a stream whose rows are as much larger or smaller
+        pending = PendingNorm(random_rows(num_tokens, stream_dim), EPS)
+        rms = (pending.stream.float().square().mean(dim=1, keepdim=True) + EPS).sqrt()
+        qkv = (qkv * rms).bfloat16()
+        scaled = qkv / rms
     q_weight, k_weight = (_random(head_dim), _random(head_dim)) if with_norm else (None, None)
     cos_sin = torch.randn(500, head_dim, device="cuda")
     positions = torch.randint(500, (num_tokens,), device="cuda", dtype=torch.int32)
@@ -92,10 +110,10 @@ def test_qk_norm_rope_kv_write(head_dim: int, with_norm: bool, fp8: bool, num_to
     before = cache.float()
 
     q_out = kernels.qk_norm_rope_kv_write(
-        qkv, q_weight, k_weight, EPS, cos_sin, positions, slots, cache, scales
+        qkv, q_weight, k_weight, EPS, cos_sin, positions, slots, cache, scales, pending
     )
 
-    heads = qkv.view(num_tokens, -1, head_dim).float()
+    heads = scaled.view(num_tokens, -1, head_dim)
     q, k, v = heads.split([num_q, num_kv, num_kv], dim=1)
     if q_weight is not None and k_weight is not None:
         q, k = _norm(q, q_weight), _norm(k, k_weight)

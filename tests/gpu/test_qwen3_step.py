@@ -35,6 +35,7 @@ def _model(device: torch.device, dtype: torch.dtype, weights: dict) -> Qwen3ForC
     model = Qwen3ForCausalLM(CONFIG, choose_attention("auto", device), cos_sin)
     for name, parameter in model.named_parameters():
         parameter.data = weights[name].to(device, dtype)
+    model.weights_loaded()
     return model
 
 

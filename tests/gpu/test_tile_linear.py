@@ -12,7 +12,7 @@ from dlcore.ops.tile_linear import (
     tile_linear_of_norm,
 )
 from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
-from tests.gpu.paged_case import needs_kernels, relative_error
+from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
 
 pytestmark = needs_kernels
 
@@ -24,8 +24,8 @@ def _random(*shape: int, scale: float = 1.0) -> Tensor:
     return (torch.randn(*shape, device="cuda") * scale).bfloat16()
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), EPS)
+def _norm(x: Tensor) -> Tensor:
+    return torch.nn.functional.rms_norm(x.float(), (x.shape[-1],), None, EPS)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 65, 129, 256, 300, 511])
@@ -59,21 +59,21 @@ def test_tile_swiglu(num_tokens: int, inner: int, k: int, tile: LinearTile) -> N
 def test_rms_norm_between_two_products(
     num_tokens: int, dim: int, swiglu: bool, tile: LinearTile
 ) -> None:
-    x, weight, residual = _random(num_tokens, 576), _random(dim, 576), _random(num_tokens, dim)
-    norm_weight, bias, after = _random(dim), _random(dim), _random(2 * 1032, dim, scale=0.05)
-    y, parts = tile_linear_before_norm(x, weight, tile, norm_weight, bias=bias, residual=residual)
+    x, weight = random_rows(num_tokens, 576), _random(dim, 576)
+    residual = random_rows(num_tokens, dim)
+    bias, after = _random(dim), _random(2 * 1032, dim, scale=0.05)
+    y, squares = tile_linear_before_norm(x, weight, tile, bias=bias, residual=residual)
     assert torch.equal(y, tile_linear(x, weight, tile, bias=bias, residual=residual))
-    assert torch.equal(parts.scaled, y * norm_weight)
-    assert relative_error(parts.squares.sum(0), y.float().square().sum(1)) < 1e-5
+    assert relative_error(squares.sum(0), y.float().square().sum(1)) < 1e-5
     if dim % 64:
         return
-    expected = _norm(y, norm_weight) @ after.float().T
+    expected = _norm(y) @ after.float().T
     if swiglu:
         gate, up = expected.chunk(2, dim=-1)
         expected = torch.nn.functional.silu(gate) * up
     for second in SWIGLU_TILES if swiglu else TILES:
         if second.tokens == tile.tokens and second.splits == tile.splits:
-            out = tile_linear_of_norm(parts, EPS, after, second, swiglu=swiglu)
+            out = tile_linear_of_norm(y, squares, EPS, after, second, swiglu=swiglu)
             assert relative_error(out, expected) < 2 * ROUNDING
 
 
@@ -81,13 +81,13 @@ def test_tile_linear_in_a_chain_and_a_graph() -> None:
     """Launches that overlap still see each other's results, replay after replay."""
     tile = LinearTile(tokens=64, rows=64, splits=4, stages=2)
     weights = [_random(1024, 1024, scale=0.03) for _ in range(6)]
-    x, norm_weight = _random(50, 1024), _random(1024)
+    x = _random(50, 1024)
 
     def chain() -> Tensor:
-        y = kernels.rms_norm(x, norm_weight, EPS)
+        y = kernels.rms_norm(x, None, EPS)
         for weight in weights:
-            y, parts = tile_linear_before_norm(y, weight, tile, norm_weight, residual=y)
-            y = tile_linear_of_norm(parts, EPS, weight, tile)
+            y, squares = tile_linear_before_norm(y, weight, tile, residual=y)
+            y = tile_linear_of_norm(y, squares, EPS, weight, tile)
         return y
 
     stream = torch.cuda.Stream()
@@ -99,9 +99,9 @@ def test_tile_linear_in_a_chain_and_a_graph() -> None:
         out = chain()
     for _ in range(3):
         x.copy_(_random(50, 1024))
-        expected = _norm(x, norm_weight).bfloat16().float()
+        expected = _norm(x).bfloat16().float()
         for weight in weights:
             expected = (expected @ weight.float().T + expected).bfloat16()
-            expected = (_norm(expected, norm_weight) @ weight.float().T).bfloat16().float()
+            expected = (_norm(expected) @ weight.float().T).bfloat16().float()
         graph.replay()
         assert relative_error(out, expected) < 6 * ROUNDING

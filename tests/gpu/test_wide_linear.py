@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlcore.ops.wide_linear import wide_linear, wide_linear_before_norm, wide_linear_of_norm
-from tests.gpu.paged_case import needs_kernels, relative_error
+from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
 
 pytestmark = needs_kernels
 
@@ -44,18 +44,18 @@ def test_wide_swiglu(num_tokens: int, inner: int, k: int) -> None:
 @pytest.mark.parametrize("dim", [8, 1000, 4096, 5120])
 @pytest.mark.parametrize("swiglu", [False, True])
 def test_rms_norm_between_two_products(num_tokens: int, dim: int, swiglu: bool) -> None:
-    x, weight, residual = _random(num_tokens, 520), _random(dim, 520), _random(num_tokens, dim)
-    norm_weight, after = _random(dim), _random(2 * 1032, dim, scale=0.05)
-    y, parts = wide_linear_before_norm(x, weight, residual, norm_weight)
+    x, weight = random_rows(num_tokens, 520), _random(dim, 520)
+    residual = random_rows(num_tokens, dim)
+    after = _random(2 * 1032, dim, scale=0.05)
+    y, squares = wide_linear_before_norm(x, weight, residual)
     assert torch.equal(y, wide_linear(x, weight, residual=residual))
-    assert relative_error(parts.scaled, y.float() * norm_weight) < ROUNDING
-    assert relative_error(parts.squares.sum(0), y.float().square().sum(1)) < 1e-5
-    normed = functional.rms_norm(y.float(), (dim,), norm_weight.float(), EPS)
+    assert relative_error(squares.sum(0), y.float().square().sum(1)) < 1e-5
+    normed = functional.rms_norm(y.float(), (dim,), None, EPS)
     expected = normed @ after.float().T
     if swiglu:
         gate, up = expected.chunk(2, dim=-1)
         expected = functional.silu(gate) * up
-    out = wide_linear_of_norm(parts, EPS, after, swiglu=swiglu)
+    out = wide_linear_of_norm(y, squares, EPS, after, swiglu=swiglu)
     assert relative_error(out, expected) < 2 * ROUNDING
 
 

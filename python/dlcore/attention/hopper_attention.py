@@ -60,16 +60,14 @@ class HopperAttention:
         return out
 
     def takes_projected(
-        self, tokens: attention_kernels.NewTokens, kv_cache: Tensor, step: StepBuffers
+        self, activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers
     ) -> bool:
         """Whether `attend_projected` is for this step."""
-        num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-        num_q_heads = tokens.qkv.shape[1] // head_dim - 2 * num_kv_heads
         return (
             step.kind == "decode"
-            and num_q_heads // num_kv_heads <= attention_kernels.MAX_PROJECTED_GROUP
+            and num_q_heads // kv_cache.shape[2] <= attention_kernels.MAX_PROJECTED_GROUP
             and attention_kernels.decode_projected_pays(step.num_seqs, num_q_heads, kv_cache)
-            and _supports(tokens.qkv, num_q_heads, kv_cache, step)
+            and _supports(activations, num_q_heads, kv_cache, step)
         )
 
     def attend_projected(

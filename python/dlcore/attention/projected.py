@@ -11,6 +11,15 @@ from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
 
 
+def may_be_pending(
+    backend: AttentionBackend, x: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers
+) -> bool:
+    """Whether `attend_projected` takes a projection of x whose norm is pending."""
+    if not isinstance(backend, HopperAttention):
+        return True
+    return not backend.takes_projected(x, num_q_heads, kv_cache, step)
+
+
 def attend_projected(
     backend: AttentionBackend,
     tokens: NewTokens,
@@ -26,7 +35,11 @@ def attend_projected(
     tokens: of the whole step, whatever its kind. rows: if given, the only tokens that attend, of
     a mixed step; the result is [S, Hq, D] then. The rest: see AttentionBackend.
     """
-    if isinstance(backend, HopperAttention) and backend.takes_projected(tokens, kv_cache, step):
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    num_q_heads = tokens.qkv.shape[1] // head_dim - 2 * num_kv_heads
+    if isinstance(backend, HopperAttention) and backend.takes_projected(
+        tokens.qkv, num_q_heads, kv_cache, step
+    ):
         return backend.attend_projected(tokens, kv_cache, step, state, scale, kv_scales)
     q = qk_norm_rope_kv_write(
         tokens.qkv,
@@ -38,6 +51,7 @@ def attend_projected(
         tokens.slot_mapping,
         kv_cache,
         kv_scales,
+        tokens.pending,
     )
     if rows is not None:
         return backend(rows.of(q), kv_cache, rows, state, scale, kv_scales)

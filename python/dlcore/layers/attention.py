@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dlcore.attention import AttentionBackend
-from dlcore.attention.projected import attend_projected
+from dlcore.attention.projected import attend_projected, may_be_pending
 from dlcore.layers.linear import Linear
-from dlcore.layers.norm import RMSNorm
 from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.linear import norm_linear, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
@@ -32,6 +31,7 @@ class GqaAttention(nn.Module):
         backend: AttentionBackend,
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
@@ -51,17 +51,18 @@ class GqaAttention(nn.Module):
         shape = (2, self.num_kv_heads)
         self.kv_scales = torch.ones(shape, device=self.qkv_proj.weight.device)
 
-    def fit_kv_scales(self, norm: RMSNorm) -> None:
+    def fit_kv_scales(self) -> None:
         """kv_scales [2, Hk] such that no key and no value can saturate, whatever the input.
 
-        The projection reads a vector of norm sqrt(hidden_size), times norm.weight: that bounds
-        each value by its row. A normed key is no longer than sqrt(head_dim) times k_norm's
-        largest, and rotation keeps lengths. Without k_norm its head's rows together bound it.
+        The projection, which has the weight of the norm before it, reads a vector of norm
+        sqrt(hidden_size): that bounds each value by its row. A normed key is no longer than
+        sqrt(head_dim) times k_norm's largest, and rotation keeps lengths. Without k_norm its head's
+        rows together bound it.
         """
         if self.kv_scales is None:
             return
         rows = 2 * self.num_kv_heads * self.head_dim
-        weight = self.qkv_proj.weight[-rows:].float() * norm.weight.float()
+        weight = self.qkv_proj.weight[-rows:].float()
         bounds = weight.shape[1] ** 0.5 * weight.norm(dim=1)
         if self.qkv_proj.bias is not None:
             bounds = bounds + self.qkv_proj.bias[-rows:].float().abs()
@@ -75,19 +76,22 @@ class GqaAttention(nn.Module):
     def forward(
         self,
         stream: ResidualStream,
-        norm: RMSNorm,
-        next_norm: RMSNorm,
         step: StepBuffers,
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
         rows: WantedRows | None = None,
     ) -> ResidualStream:
-        """The stream with the attention of its norm added; writes this step's k and v to
-        `kv_cache`. next_norm: the one that will read the result. rows: the only ones wanted of it.
-        """
+        """The stream with the attention of its RMSNorm added, whose weight is in qkv_proj; writes
+        this step's k and v to `kv_cache`. rows: the only ones wanted of the result."""
         qkv_proj, o_proj = self.qkv_proj, self.o_proj
-        qkv, residual = norm_linear(stream, norm.weight, norm.eps, qkv_proj.weight, qkv_proj.bias)
+        qkv, pending = norm_linear(
+            stream,
+            self.norm_eps,
+            qkv_proj.weight,
+            qkv_proj.bias,
+            may_leave_norm=may_be_pending(self.backend, stream.x, self.num_heads, kv_cache, step),
+        )
         tokens = NewTokens(
             qkv=qkv,
             q_weight=self.q_norm,
@@ -96,10 +100,12 @@ class GqaAttention(nn.Module):
             cos_sin=cos_sin,
             positions=step.positions,
             slot_mapping=step.slot_mapping,
+            pending=pending,
         )
+        residual = stream.x
         if rows is not None:  # before attention, so that nothing parts it from the product after it
             residual = rows.of(residual)
         out = attend_projected(
             self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales, rows
         ).flatten(1)
-        return residual_linear(out, o_proj.weight, o_proj.bias, residual, next_norm.weight)
+        return residual_linear(out, o_proj.weight, o_proj.bias, residual)

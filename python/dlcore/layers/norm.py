@@ -1,11 +1,12 @@
-"""RMSNorm with the residual stream's addition folded in."""
+"""RMSNorm, alone and folded into the product after it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from dlcore.ops.norm import fused_add_rms_norm, rms_norm
+from dlcore.layers.linear import Linear
+from dlcore.ops.norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -14,8 +15,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(dim), requires_grad=False)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x: [T, D] -> (normed, residual stream). The stream starts as x itself."""
-        if residual is None:
-            return rms_norm(x, self.weight, self.eps), x
-        return fused_add_rms_norm(x, residual, self.weight, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def fold_into(self, linear: Linear) -> None:
+        """Leaves the weight to the product after: (x / rms(x) * w) W^T = x / rms(x) (W * w)^T.
+
+        A second time changes nothing."""
+        linear.weight.mul_(self.weight)
+        self.weight.fill_(1)

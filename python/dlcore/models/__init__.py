@@ -41,7 +41,8 @@ class CausalLM(Protocol):
         ...
 
     def weights_loaded(self) -> None:
-        """Called once when weight_map's tensors are filled, before the first step."""
+        """Called when weight_map's tensors are filled, before the first step. What it makes of them
+        computes the same."""
         ...
 
     def ignored_weights(self) -> frozenset[str]:

@@ -81,11 +81,12 @@ class Qwen3MLP(nn.Module):
         super().__init__()
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.norm_eps = config.rms_norm_eps
 
-    def forward(self, stream: ResidualStream, norm: RMSNorm, next_norm: RMSNorm) -> ResidualStream:
-        """The stream with the MLP of its norm added. next_norm: the one that will read it."""
-        inner, residual = norm_swiglu(stream, norm.weight, norm.eps, self.gate_up_proj.weight)
-        return residual_linear(inner, self.down_proj.weight, None, residual, next_norm.weight)
+    def forward(self, stream: ResidualStream) -> ResidualStream:
+        """The stream with the MLP of its RMSNorm added, whose weight is in gate_up_proj."""
+        inner = norm_swiglu(stream, self.norm_eps, self.gate_up_proj.weight)
+        return residual_linear(inner, self.down_proj.weight, None, stream.x)
 
 
 class Qwen3DecoderLayer(nn.Module):
@@ -108,19 +109,19 @@ class Qwen3DecoderLayer(nn.Module):
     def forward(
         self,
         stream: ResidualStream,
-        next_norm: RMSNorm,
         step: StepBuffers,
         state: DeviceState,
         cos_sin: Tensor,
         kv_cache: Tensor,
         rows: WantedRows | None = None,
     ) -> ResidualStream:
-        """next_norm: the one that will read the result. rows: the only ones wanted of it; keys and
-        values are written for all tokens."""
-        middle = self.post_attn_norm
-        stream = self.attn(stream, self.input_norm, middle, step, state, cos_sin, kv_cache, rows)
-        stream = self.mlp(stream, middle, next_norm)
+        """rows: the only ones wanted of the result; keys and values are written for all tokens."""
+        stream = self.mlp(self.attn(stream, step, state, cos_sin, kv_cache, rows))
         return stream
+
+    def fold_norms(self) -> None:
+        self.input_norm.fold_into(self.attn.qkv_proj)
+        self.post_attn_norm.fold_into(self.mlp.gate_up_proj)
 
 
 class Qwen3ForCausalLM(nn.Module):
@@ -143,19 +144,12 @@ class Qwen3ForCausalLM(nn.Module):
     def forward(self, step: StepBuffers, state: DeviceState) -> Tensor:
         """See CausalLM: [S, hidden]."""
         stream = ResidualStream(functional.embedding(begin_step(step, state), self.embed_tokens))
-        for i, (layer, next_norm, kv_cache) in enumerate(
-            zip(self.layers, self._next_norms(), state.kv_caches, strict=True)
-        ):
+        for i, (layer, kv_cache) in enumerate(zip(self.layers, state.kv_caches, strict=True)):
             rows = step.wanted_rows() if layer is self.layers[-1] else None
-            stream = layer(stream, next_norm, step, state, self.cos_sin, kv_cache, rows)
+            stream = layer(stream, step, state, self.cos_sin, kv_cache, rows)
             report_layer(step, i + 1)
-        normed: Tensor = self.norm(stream.x, stream.residual)[0]
+        normed: Tensor = self.norm(stream.x)
         return normed
-
-    def _next_norms(self) -> list[RMSNorm]:
-        """Of each layer, the norm that reads its result."""
-        layers = [cast(Qwen3DecoderLayer, layer) for layer in self.layers]
-        return [*(layer.input_norm for layer in layers[1:]), self.norm]
 
     @property
     def lm_head_weight(self) -> Tensor:
@@ -203,7 +197,8 @@ class Qwen3ForCausalLM(nn.Module):
     def weights_loaded(self) -> None:
         for layer in self.layers:
             assert isinstance(layer, Qwen3DecoderLayer)
-            layer.attn.fit_kv_scales(layer.input_norm)
+            layer.fold_norms()
+            layer.attn.fit_kv_scales()
 
 
 def _layer_weights(prefix: str, layer: Qwen3DecoderLayer, config: Qwen3Config) -> dict[str, Tensor]:

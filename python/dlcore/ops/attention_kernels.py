@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.kernels import pointer
+from dlcore.ops.residual_stream import PendingNorm
 
 ATTENTION_HEAD_DIMS = (64, 128)
 PREFILL_HEAD_DIM = 128
@@ -87,6 +88,7 @@ class NewTokens:
     cos_sin: Tensor
     positions: Tensor
     slot_mapping: Tensor
+    pending: PendingNorm | None = None  # of qkv; never for `decode_projected`
 
 
 def decode_workspace(

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlcore.ops.residual_stream import PendingNorm
+
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "libdlcore_kernels.so"
 MAX_SKINNY_TOKENS = 8  # with any weight, and twice as many in a layer of small ones:
 SMALL_STREAM, SHORT_ROW = 1024, 2048  # values of the residual stream; of the product added to it
@@ -45,16 +47,18 @@ class _Sampling(ctypes.Structure):
     )
 
 
+_PENDING = [_PTR, _INT, _FLOAT]  # rows of the stream, their size, eps
 _SIGNATURES = {
-    "dlk_skinny_linear": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
+    "dlk_skinny_linear": [_PTR, _PTR, _INT, _FLOAT, _PTR, _PTR, _PTR, *[_INT] * 6, _PTR],
     "dlk_tile_linear": [_PTR, _PTR, _PTR],
     "dlk_wide_linear": [_PTR, _INT, _PTR],
     "dlk_linear_argmax": [*[_PTR] * 6, _INT, _INT, _INT, _PTR],
-    "dlk_rms_norm": [_PTR, _PTR, _PTR, _FLOAT, _PTR, _PTR, _INT, _INT, _PTR],
-    "dlk_silu_and_mul": [_PTR, _PTR, _INT, _INT, _PTR],
+    "dlk_rms_norm": [_PTR, _PTR, _FLOAT, _PTR, _INT, _INT, _PTR],
+    "dlk_silu_and_mul": [_PTR, _PTR, *_PENDING, _INT, _INT, _PTR],
     "dlk_qk_norm_rope_kv_write": [
         *[_PTR, _PTR, _PTR, _FLOAT],
         *[_PTR] * 6,
+        *_PENDING,
         *[_INT] * 5,
         _PTR,
     ],
@@ -136,33 +140,24 @@ def size(name: str, *args: int) -> int:
 pointer = _ptr
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _pending(norm: PendingNorm | None) -> tuple[int | None, int, float]:
+    return (None, 0, 0.0) if norm is None else (_ptr(norm.stream), norm.stream.shape[1], norm.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x: [..., D] -> x / rms(x) * weight."""
     out = torch.empty_like(x)
     dim = x.shape[-1]
     rows = x.numel() // dim
-    _call("dlk_rms_norm", _ptr(x), None, _ptr(weight), eps, _ptr(out), None, rows, dim)
+    _call("dlk_rms_norm", _ptr(x), _ptr(weight), eps, _ptr(out), rows, dim)
     return out
 
 
-def fused_add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x, residual: [T, D] -> (rms_norm(x + residual), x + residual)."""
-    out, total = torch.empty_like(x), torch.empty_like(x)
-    _call(
-        "dlk_rms_norm",
-        *[_ptr(x), _ptr(residual), _ptr(weight), eps, _ptr(out), _ptr(total)],
-        *[x.shape[0], x.shape[1]],
-    )
-    return out, total
-
-
-def silu_and_mul(x: Tensor) -> Tensor:
-    """x: [T, 2I] (gate, up) -> silu(gate) * up: [T, I]."""
+def silu_and_mul(x: Tensor, pending: PendingNorm | None = None) -> Tensor:
+    """x: [T, 2I] (gate, up) -> silu(gate) * up: [T, I]. pending: of x."""
     rows, inner = x.shape[0], x.shape[1] // 2
     out = x.new_empty(rows, inner)
-    _call("dlk_silu_and_mul", _ptr(x), _ptr(out), rows, inner)
+    _call("dlk_silu_and_mul", _ptr(x), _ptr(out), *_pending(pending), rows, inner)
     return out
 
 
@@ -196,16 +191,16 @@ def skinny_linear(
     x: Tensor,
     weight: Tensor,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
+    norm_eps: float | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     swiglu: bool = False,
     out_dtype: torch.dtype = torch.bfloat16,
     row_tiles: int = 0,
 ) -> Tensor:
-    """x: [T <= 16, K], weight: [N, K] -> [T, N] = rms_norm(x) weight^T + bias + residual.
+    """x: [T <= 16, K], weight: [N, K] -> [T, N] = x weight^T + bias + residual.
 
+    norm_eps: x is RMS-normalised first, without a weight.
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     row_tiles: 8-row tiles of the weight per block; 0 = choose.
     """
@@ -214,7 +209,8 @@ def skinny_linear(
     out = torch.empty(num_tokens, n, dtype=out_dtype, device=x.device)
     _call(
         "dlk_skinny_linear",
-        *[_ptr(x), _ptr(weight), _ptr(norm_weight), eps, _ptr(bias), _ptr(residual), _ptr(out)],
+        *[_ptr(x), _ptr(weight), int(norm_eps is not None), norm_eps or 0.0],
+        *[_ptr(bias), _ptr(residual), _ptr(out)],
         *[num_tokens, n, k, int(swiglu), int(out_dtype == torch.float32), row_tiles],
     )
     return out
@@ -230,10 +226,11 @@ def qk_norm_rope_kv_write(
     slot_mapping: Tensor,
     kv_cache: Tensor,
     kv_scales: Tensor | None = None,
+    pending: PendingNorm | None = None,
 ) -> Tensor:
     """qkv [T, (Hq + 2 Hk) D] -> q [T, Hq, D]; writes k and v to kv_cache [blocks, 2, Hk, bs, D].
 
-    kv_scales: [2, Hk] float32 for an E4M3 cache (stored value * scale = value).
+    kv_scales: [2, Hk] float32 for an E4M3 cache (stored value * scale = value). pending: of qkv.
     """
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     num_tokens = qkv.shape[0]
@@ -242,7 +239,7 @@ def qk_norm_rope_kv_write(
     _call(
         "dlk_qk_norm_rope_kv_write",
         *[_ptr(qkv), _ptr(q_weight), _ptr(k_weight), eps, _ptr(cos_sin), _ptr(positions)],
-        *[_ptr(slot_mapping), _ptr(kv_cache), _ptr(kv_scales), _ptr(q)],
+        *[_ptr(slot_mapping), _ptr(kv_cache), _ptr(kv_scales), _ptr(q), *_pending(pending)],
         *[num_tokens, num_q_heads, num_kv_heads, block_size, head_dim],
     )
     return q

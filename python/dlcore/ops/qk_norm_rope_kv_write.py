@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.norm import rms_norm
+from dlcore.ops.residual_stream import PendingNorm
 from dlcore.quant.fp8 import quantize
 
 
@@ -20,6 +21,7 @@ def qk_norm_rope_kv_write(
     slot_mapping: Tensor,
     kv_cache: Tensor,
     kv_scales: Tensor | None = None,
+    pending: PendingNorm | None = None,
 ) -> Tensor:
     """Norms q and k per head, rotates them, writes k and v to the cache, returns q.
 
@@ -31,20 +33,22 @@ def qk_norm_rope_kv_write(
                   block of kv_cache is scratch, so a write to slot -1 lands there.)
     kv_cache:     [num_blocks + 1, 2, Hk, block_size, D], written in place
     kv_scales:    [2, Hk] float32 of an E4M3 cache, see quant.fp8
+    pending:      of qkv, if its rows are still to be scaled
     returns q:    [T, Hq, D]
     """
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     is_known = kv_cache.dtype in kernels.KV_CACHE_DTYPES
     if kernels.usable(qkv) and is_known and head_dim in kernels.ROPE_HEAD_DIMS:
-        return kernels.qk_norm_rope_kv_write(
-            qkv, q_weight, k_weight, eps, cos_sin, positions, slot_mapping, kv_cache, kv_scales
-        )
+        weights, where = (q_weight, k_weight, eps, cos_sin), (positions, slot_mapping)
+        return kernels.qk_norm_rope_kv_write(qkv, *weights, *where, kv_cache, kv_scales, pending)
+    if pending is not None:
+        qkv = pending.apply(qkv)
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
     q_and_k, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
     if q_weight is not None and k_weight is not None:
-        weights = [q_weight.expand(num_q_heads, -1), k_weight.expand(num_kv_heads, -1)]
-        q_and_k = rms_norm(q_and_k, torch.cat(weights), eps)
+        head_weights = [q_weight.expand(num_q_heads, -1), k_weight.expand(num_kv_heads, -1)]
+        q_and_k = rms_norm(q_and_k, torch.cat(head_weights), eps)
     q_and_k = rotate_half_split(q_and_k, cos_sin[positions.long()])
     slots = slot_mapping.long()
     block = slots.div(block_size, rounding_mode="floor")

@@ -5,15 +5,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-
-from dlcore.ops.norm_parts import NormParts
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualStream:
-    """x + residual, [T, D] each; the addition is left to the norm that comes next."""
+    x: Tensor  # [T, D]
+    # Of x, where its product summed them: [pieces of D, T] float32.
+    squares: Tensor | None = None
 
-    x: Tensor
-    residual: Tensor | None = None  # None stands for zero
-    norm_parts: NormParts | None = None  # of x, where its product made them; then no residual
+
+@dataclass(frozen=True, slots=True)
+class PendingNorm:
+    """Of a product of the stream itself, where one of its RMSNorm was wanted: whoever reads the
+    product multiplies its rows by 1 / rms of the stream's, without a pass of its own."""
+
+    stream: Tensor  # [T, D]
+    eps: float
+
+    def apply(self, product: Tensor) -> Tensor:
+        """product: [T, N] -> as it would be of rms_norm(stream)."""
+        mean = self.stream.float().square().mean(dim=-1, keepdim=True)
+        return (product.float() * torch.rsqrt(mean + self.eps)).to(product.dtype)

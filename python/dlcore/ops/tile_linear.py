@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dlcore.ops import kernels
-from dlcore.ops.norm_parts import NormParts
-from dlcore.ops.weight_product import launch_product
+from dlcore.ops.weight_product import empty_squares, launch_product
 
 KERNEL = "dlk_tile_linear"
 MAX_TOKENS = 512
@@ -57,13 +56,13 @@ class LinearTile:
 
     @property
     def makes_stream(self) -> bool:
-        """Whether it may add a residual, and make the parts of a norm after it."""
+        """Whether it may add a residual, and sum squares for a norm after it."""
         return self.rows == PIECE
 
     @property
     def takes_norm(self) -> bool:
-        """Whether it should have the parts of a norm: one warp adds up the squares, beside loads
-        that fill the ring of a larger tile."""
+        """Whether it should norm x: one warp adds up the squares, beside loads that fill the ring
+        of a larger tile."""
         return self.tokens <= 128
 
     def as_argument(self) -> _Tile:
@@ -143,7 +142,8 @@ def tile_linear(
 
 
 def tile_linear_of_norm(
-    parts: NormParts,
+    x: Tensor,
+    squares: Tensor,
     eps: float,
     weight: Tensor,
     tile: LinearTile,
@@ -151,15 +151,15 @@ def tile_linear_of_norm(
     bias: Tensor | None = None,
     swiglu: bool = False,
 ) -> Tensor:
-    """`tile_linear` of the RMSNorm of y: [T, N] = rms_norm(y) weight^T + bias."""
+    """`tile_linear` of x's RMSNorm: [T, N] = rms_norm(x) weight^T + bias. squares: x's."""
     return launch_product(
         KERNEL,
-        parts.scaled,
+        x,
         weight,
         tile.as_argument(),
         bias=bias,
         swiglu=swiglu,
-        squares=parts.squares,
+        squares=squares,
         eps=eps,
     )
 
@@ -168,17 +168,16 @@ def tile_linear_before_norm(
     x: Tensor,
     weight: Tensor,
     tile: LinearTile,
-    norm_weight: Tensor,
     *,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-) -> tuple[Tensor, NormParts]:
-    """y = `tile_linear`: [T, N], and its parts for the RMSNorm of this weight [N].
+) -> tuple[Tensor, Tensor]:
+    """y = `tile_linear`: [T, N], and its squares for the RMSNorm after it.
 
     Only if `tile.makes_stream`.
     """
-    parts = NormParts.empty(norm_weight, x, PIECE)
+    squares = empty_squares(x.shape[0], weight.shape[0], PIECE, x.device)
     out = launch_product(
-        KERNEL, x, weight, tile.as_argument(), bias=bias, residual=residual, out_parts=parts
+        KERNEL, x, weight, tile.as_argument(), bias=bias, residual=residual, out_squares=squares
     )
-    return out, parts
+    return out, squares

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
-from dlcore.ops.norm_parts import NormParts
 
 _PTR, _INT = ctypes.c_void_p, ctypes.c_int
 
@@ -24,8 +23,6 @@ class _Product(ctypes.Structure):
         ("out", _PTR),
         ("squares", _PTR),
         ("eps", ctypes.c_float),
-        ("norm_weight", _PTR),
-        ("scaled", _PTR),
         ("out_squares", _PTR),
         ("num_tokens", _INT),
         ("n", _INT),
@@ -46,13 +43,13 @@ def launch_product(
     swiglu: bool = False,
     squares: Tensor | None = None,
     eps: float = 0.0,
-    out_parts: NormParts | None = None,
+    out_squares: Tensor | None = None,
 ) -> Tensor:
     """x: [T, K], weight: [N, K] ([2N, K] with swiglu) -> [T, N], by one kernel.
 
     share: how the kernel shares the product out, its second argument.
-    squares, eps: x is what is left of a norm, with its rows' sums of squares (`NormParts`).
-    out_parts: filled for the norm of the result.
+    squares, eps: x is RMS-normalised first, whose rows' squares these are (`ResidualStream`).
+    out_squares: filled with those of the result.
     """
     num_tokens, k = x.shape
     n = weight.shape[0] // (2 if swiglu else 1)
@@ -66,15 +63,17 @@ def launch_product(
         out=pointer(out),
         squares=pointer(squares),
         eps=eps,
+        out_squares=pointer(out_squares),
         num_tokens=num_tokens,
         n=n,
         k=k,
         num_pieces=0 if squares is None else squares.shape[0],
         swiglu=int(swiglu),
     )
-    if out_parts is not None:
-        args.norm_weight = pointer(out_parts.norm_weight)
-        args.scaled = pointer(out_parts.scaled)
-        args.out_squares = pointer(out_parts.squares)
     kernels.call(kernel, args, share)
     return out
+
+
+def empty_squares(num_tokens: int, size: int, piece: int, device: torch.device) -> Tensor:
+    """For `launch_product` to fill: of a result [T, size], summed by pieces of the kernel's."""
+    return torch.empty(-(-size // piece), num_tokens, dtype=torch.float32, device=device)

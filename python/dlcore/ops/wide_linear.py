@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlcore.ops import kernels
-from dlcore.ops.norm_parts import NormParts
-from dlcore.ops.weight_product import launch_product
+from dlcore.ops.weight_product import empty_squares, launch_product
 
 KERNEL = "dlk_wide_linear"
 MIN_TOKENS = 512
@@ -48,26 +47,24 @@ def wide_linear(
 
 
 def wide_linear_of_norm(
-    parts: NormParts, eps: float, weight: Tensor, *, swiglu: bool = False
+    x: Tensor, squares: Tensor, eps: float, weight: Tensor, *, swiglu: bool = False
 ) -> Tensor:
-    """`wide_linear` of the RMSNorm of y: [T, N] = rms_norm(y) weight^T."""
+    """`wide_linear` of x's RMSNorm: [T, N] = rms_norm(x) weight^T. squares: x's."""
     return launch_product(
         KERNEL,
-        parts.scaled,
+        x,
         weight,
         TOKEN_TILES_TOGETHER,
         swiglu=swiglu,
-        squares=parts.squares,
+        squares=squares,
         eps=eps,
     )
 
 
-def wide_linear_before_norm(
-    x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor
-) -> tuple[Tensor, NormParts]:
-    """y = x weight^T + residual: [T, N], and its parts for the RMSNorm of this weight [N]."""
-    parts = NormParts.empty(norm_weight, x, TILE)
+def wide_linear_before_norm(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """y = x weight^T + residual: [T, N], and its squares for the RMSNorm after it."""
+    squares = empty_squares(x.shape[0], weight.shape[0], TILE, x.device)
     out = launch_product(
-        KERNEL, x, weight, TOKEN_TILES_TOGETHER, residual=residual, out_parts=parts
+        KERNEL, x, weight, TOKEN_TILES_TOGETHER, residual=residual, out_squares=squares
     )
-    return out, parts
+    return out, squares

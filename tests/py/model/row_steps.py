@@ -154,8 +154,6 @@ def num_rows(step: StepBuffers) -> int:
 def rows_of_all_tokens(model: Qwen3ForCausalLM, step: StepBuffers, state: DeviceState) -> Tensor:
     """What the model returns, each layer computed for all tokens: [S, hidden]."""
     stream = ResidualStream(functional.embedding(begin_step(step, state), model.embed_tokens))
-    norms = [*(layer.input_norm for layer in model.layers[1:]), model.norm]
-    for layer, next_norm, cache in zip(model.layers, norms, state.kv_caches, strict=True):
-        stream = layer(stream, next_norm, step, state, model.cos_sin, cache)
-    normed = model.norm(stream.x, stream.residual)[0]
-    return normed[step.logits_indices.long()]
+    for layer, cache in zip(model.layers, state.kv_caches, strict=True):
+        stream = layer(stream, step, state, model.cos_sin, cache)
+    return model.norm(stream.x)[step.logits_indices.long()]

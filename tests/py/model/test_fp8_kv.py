@@ -13,7 +13,6 @@ from torch.nn import functional
 from dlcore.attention import choose_attention, torch_attention
 from dlcore.config import ConfigError, EngineConfig
 from dlcore.layers.attention import GqaAttention
-from dlcore.layers.norm import RMSNorm
 from dlcore.llm import LLM
 from dlcore.model_folder import read_model_config
 from dlcore.models import build_model
@@ -61,7 +60,7 @@ def test_the_write_stores_what_the_plain_cache_would_hold_rounded() -> None:
     assert torch.equal(stored[:3].view(torch.uint8), expected[:3].view(torch.uint8))
 
 
-def _attention(seed: int, *, qk_norm: bool, bias: bool) -> tuple[GqaAttention, RMSNorm]:
+def _attention(seed: int, *, qk_norm: bool, bias: bool) -> GqaAttention:
     """Weights whose heads differ in size by orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
     attention = GqaAttention(
@@ -74,24 +73,23 @@ def _attention(seed: int, *, qk_norm: bool, bias: bool) -> tuple[GqaAttention, R
         bias=bias,
         backend=torch_attention.paged_attention,
     )
-    norm = RMSNorm(48, 1e-6)
-    for parameter in (*attention.parameters(), norm.weight):
+    for parameter in attention.parameters():
         size = torch.exp(4 * torch.randn(parameter.shape[0], generator=generator))
         drawn = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(drawn * size.view(-1, *[1] * (parameter.dim() - 1)))
     attention.keep_kv_as_e4m3()
-    attention.fit_kv_scales(norm)
-    return attention, norm
+    attention.fit_kv_scales()
+    return attention
 
 
-def _largest_inputs(attention: GqaAttention, norm: RMSNorm) -> Tensor:
+def _largest_inputs(attention: GqaAttention) -> Tensor:
     """[T, hidden]: normed inputs that drive each row of the projection as far as any can."""
-    rows = attention.qkv_proj.weight * norm.weight
+    rows = attention.qkv_proj.weight
     signs = torch.ones(len(rows))
     if attention.qkv_proj.bias is not None:
         signs = attention.qkv_proj.bias.sign()
     worst = rows * (48**0.5 * signs / rows.norm(dim=1))[:, None]
-    return torch.cat([worst, torch.randn(500, 48)]) * norm.weight
+    return torch.cat([worst, torch.randn(500, 48)])
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -100,8 +98,8 @@ def _largest_inputs(attention: GqaAttention, norm: RMSNorm) -> Tensor:
 def test_scales_let_nothing_saturate_and_waste_no_range(
     seed: int, qk_norm: bool, bias: bool
 ) -> None:
-    attention, norm = _attention(seed, qk_norm=qk_norm, bias=bias)
-    x = _largest_inputs(attention, norm)
+    attention = _attention(seed, qk_norm=qk_norm, bias=bias)
+    x = _largest_inputs(attention)
     qkv = functional.linear(x, attention.qkv_proj.weight, attention.qkv_proj.bias)
     tokens = len(x)
     cache = torch.zeros(-(-tokens // 16) + 1, 2, 2, 16, 16)
@@ -117,9 +115,9 @@ def test_scales_let_nothing_saturate_and_waste_no_range(
 
 
 def test_a_cache_kept_plain_has_no_scales() -> None:
-    attention, norm = _attention(0, qk_norm=True, bias=False)
+    attention = _attention(0, qk_norm=True, bias=False)
     attention.kv_scales = None
-    attention.fit_kv_scales(norm)
+    attention.fit_kv_scales()
     assert attention.kv_scales is None
 
 

@@ -131,7 +131,7 @@ def test_some_more_tokens_of_a_small_model_have_it_around_swiglu_only() -> None:
 
 
 @given(st.integers(1, 32), st.integers(1, 512).map(lambda n: n * 64), columns)
-def test_a_small_stream_that_leaves_no_norm_parts_meets_a_product_that_needs_none(
+def test_a_small_stream_that_leaves_no_squares_meets_a_product_that_needs_none(
     num_tokens: int, size: int, k: int
 ) -> None:
     """Else a norm of its own would be between them."""
