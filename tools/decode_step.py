@@ -13,6 +13,7 @@ from dlcore.layers.norm import RMSNorm
 from dlcore.ops import attention_kernels, kernels
 from dlcore.ops.linear import linear, norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
+from dlcore.ops.project_heads import project_heads, project_heads_pays
 from dlcore.ops.residual_stream import ResidualStream
 
 
@@ -72,9 +73,7 @@ class DecodeStep:
         at_once = attention_kernels.decode_projected_pays(
             stream.x.shape[0], self.shape.q_heads, kv.kv_cache
         )
-        qkv, pending = norm_linear(stream, EPS, weight, may_leave_norm=not at_once)
         tokens = attention_kernels.NewTokens(
-            qkv=qkv,
             q_weight=self.head_norm,
             k_weight=self.head_norm,
             eps=EPS,
@@ -83,9 +82,14 @@ class DecodeStep:
             slot_mapping=self.slots,
         )
         if at_once:
-            return attention_kernels.decode_projected(tokens, kv, self.attention_space)
-        heads = (self.head_norm, self.head_norm, EPS, self.cos_sin, self.positions, self.slots)
-        q = kernels.qk_norm_rope_kv_write(qkv, *heads, kv.kv_cache, kv.kv_scales, pending)
+            qkv, _ = norm_linear(stream, EPS, weight)
+            return attention_kernels.decode_projected(qkv, tokens, kv, self.attention_space)
+        if project_heads_pays(stream.x, weight, None, kv.kv_cache):
+            q = project_heads(stream, EPS, weight, tokens, kv.kv_cache, kv.kv_scales)
+        else:
+            qkv, pending = norm_linear(stream, EPS, weight, may_leave_norm=True)
+            heads = (self.head_norm, self.head_norm, EPS, self.cos_sin, self.positions, self.slots)
+            q = kernels.qk_norm_rope_kv_write(qkv, *heads, kv.kv_cache, kv.kv_scales, pending)
         out = torch.empty_like(q)
         attention_kernels.decode_attention(q, kv, out, self.attention_space)
         return out

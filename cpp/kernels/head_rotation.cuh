@@ -52,6 +52,26 @@ __device__ __forceinline__ void RotateLanes(float (&v)[8], const float* cosines,
   }
 }
 
+// Where the heads of new tokens go: q on, k and v to the paged cache.
+struct HeadOutputs {
+  bf16* q;  // [T, Hq, D]
+  void* kv_cache;
+  const float* kv_scales;
+  int num_q_heads, num_kv_heads, block_size;
+
+  __host__ __device__ __forceinline__ int NumHeads() const {
+    return num_q_heads + 2 * num_kv_heads;
+  }
+  __device__ __forceinline__ bool IsQuery(int head) const { return head < num_q_heads; }
+  __device__ __forceinline__ bool IsValue(int head) const {
+    return head >= num_q_heads + num_kv_heads;
+  }
+  // A lane's 8 values of a head; slot -1: k and v are not kept.
+  template <int kHeadDim, class Cache>
+  __device__ __forceinline__ void Store(int token, int head, int slot, int lane,
+                                        const float (&v)[8]) const;
+};
+
 __device__ __forceinline__ void StoreCache(bf16* p, const float (&v)[8], float) {
   Store16(p, Pack8(v));
 }
@@ -64,6 +84,23 @@ __device__ __forceinline__ void StoreCache(fp8* p, const float (&v)[8], float in
         __NV_E4M3);
   }
   *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(pairs);
+}
+
+template <int kHeadDim, class Cache>
+__device__ __forceinline__ void HeadOutputs::Store(int token, int head, int slot, int lane,
+                                                   const float (&v)[8]) const {
+  if (IsQuery(head)) {
+    Store16(q + (static_cast<int64_t>(token) * num_q_heads + head) * kHeadDim + lane * 8, Pack8(v));
+    return;
+  }
+  if (slot < 0) return;
+  const int is_v = IsValue(head), kv_head = (head - num_q_heads) % num_kv_heads;
+  const int64_t block = slot / block_size, offset = slot % block_size;
+  Cache* out = static_cast<Cache*>(kv_cache) +
+               (((block * 2 + is_v) * num_kv_heads + kv_head) * block_size + offset) * kHeadDim;
+  const float inverse_scale =
+      kv_scales != nullptr ? 1.0f / kv_scales[is_v * num_kv_heads + kv_head] : 1.0f;
+  StoreCache(out + lane * 8, v, inverse_scale);
 }
 
 }  // namespace dlcore::kernels

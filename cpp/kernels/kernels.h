@@ -122,6 +122,13 @@ struct dlk_new_tokens {
 int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens,
                          cudaStream_t stream);
 
+// The qkv projection and dlk_qk_norm_rope_kv_write at once, with the same results: `product` is
+// dlk_tile_linear's of 64 tokens by 128 rows, without bias, residual and swiglu; its out is q_out,
+// its tokens are `tokens`, whose qkv is not read. D is 128.
+int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_tokens* tokens,
+                      void* kv_cache, const float* kv_scales, int num_q_heads, int num_kv_heads,
+                      int block_size, cudaStream_t stream);
+
 // Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128,
 // block_size a power of two from 16 to 128.
 int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream);

@@ -20,21 +20,17 @@ struct Params {
   const float* cos_sin;
   const int32_t* positions;
   const int32_t* slot_mapping;
-  void* kv_cache;
-  const float* kv_scales;
-  bf16* q_out;
-  int num_tokens, num_q_heads, num_kv_heads, block_size;
+  HeadOutputs out;
+  int num_tokens;
   float eps;
   const bf16* stream;  // [T, stream_dim] or null
   int stream_dim;
   float stream_eps;
-
-  __device__ __forceinline__ int NumHeads() const { return num_q_heads + 2 * num_kv_heads; }
 };
 
 template <int kHeadDim>
 __device__ __forceinline__ uint4 LoadHead(const Params& p, int token, int head, int lane) {
-  const int64_t row = static_cast<int64_t>(token) * p.NumHeads() + head;
+  const int64_t row = static_cast<int64_t>(token) * p.out.NumHeads() + head;
   return Load16(p.qkv + row * kHeadDim + lane * 8);
 }
 
@@ -42,9 +38,6 @@ __device__ __forceinline__ uint4 LoadHead(const Params& p, int token, int head, 
 template <int kHeadDim, class Cache>
 __device__ __forceinline__ void Process(const Params& p, int token, int head, int lane, bool valid,
                                         int position, int slot, uint4 values, float scale) {
-  const int kv_head = (head - p.num_q_heads) % p.num_kv_heads;
-  const bool is_q = head < p.num_q_heads;
-  const bool is_v = head >= p.num_q_heads + p.num_kv_heads;
   float v[8];
   Unpack8(values, v);
 #pragma unroll
@@ -54,29 +47,18 @@ __device__ __forceinline__ void Process(const Params& p, int token, int head, in
 #pragma unroll
   for (int j = 0; j < 8; ++j) rotated[j] = v[j];
   if (p.q_weight != nullptr) {
-    const bf16* weight = is_q ? p.q_weight : p.k_weight;
+    const bf16* weight = p.out.IsQuery(head) ? p.q_weight : p.k_weight;
     NormLanes<kHeadDim>(rotated, Load16(weight + lane * 8), p.eps);
   }
   const float* cosines =
       p.cos_sin + static_cast<int64_t>(position) * kHeadDim + lane % (kHeadDim / 16) * 8;
   RotateLanes<kHeadDim>(rotated, cosines, cosines + kHeadDim / 2, lane);
   if (!valid) return;
-  if (is_q) {
-    bf16* out = p.q_out + (static_cast<int64_t>(token) * p.num_q_heads + head) * kHeadDim;
-    Store16(out + lane * 8, Pack8(rotated));
-    return;
-  }
-  if (slot < 0) return;
-  const int64_t block = slot / p.block_size, offset = slot % p.block_size;
-  Cache* out = static_cast<Cache*>(p.kv_cache) +
-               (((block * 2 + is_v) * p.num_kv_heads + kv_head) * p.block_size + offset) * kHeadDim;
-  const float inverse_scale =
-      p.kv_scales != nullptr ? 1.0f / p.kv_scales[is_v * p.num_kv_heads + kv_head] : 1.0f;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    if (!is_v) v[j] = rotated[j];
+    if (!p.out.IsValue(head)) v[j] = rotated[j];
   }
-  StoreCache(out + lane * 8, v, inverse_scale);
+  p.out.Store<kHeadDim, Cache>(token, head, slot, lane, v);
 }
 
 // kLooped: a block has several turns.
@@ -85,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0)
     QkNormRopeKvWrite(const Params p) {
   constexpr int kLanes = kHeadDim / 8, kHeads = kThreads / kLanes;  // of a block
   AllowNext();
-  const int num_heads = p.NumHeads();
+  const int num_heads = p.out.NumHeads();
   const int64_t last = static_cast<int64_t>(p.num_tokens) * num_heads - 1;
   const int lane = threadIdx.x % kLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kHeads;
@@ -111,7 +93,7 @@ __global__ void __launch_bounds__(kTokenThreads, sizeof(Cache) == 2 ? 8 : 6)
   __shared__ int position, slot;
   AllowNext();
   const int lane = threadIdx.x % kLanes, first = threadIdx.x / kLanes;
-  const int token = blockIdx.x, last = p.NumHeads() - 1;
+  const int token = blockIdx.x, last = p.out.NumHeads() - 1;
   WaitForPrevious();
   uint4 values = LoadHead<kHeadDim>(p, token, min(first, last), lane);
   if (threadIdx.x == 0) position = p.positions[token], slot = p.slot_mapping[token];
@@ -130,10 +112,9 @@ __global__ void __launch_bounds__(kTokenThreads, sizeof(Cache) == 2 ? 8 : 6)
 
 template <int kHeadDim, class Cache>
 cudaError_t RunCache(const Params& p, cudaStream_t stream) {
-  const int64_t lanes =
-      static_cast<int64_t>(p.num_tokens) * (p.num_q_heads + 2 * p.num_kv_heads) * (kHeadDim / 8);
+  const int64_t lanes = static_cast<int64_t>(p.num_tokens) * p.out.NumHeads() * (kHeadDim / 8);
   const auto blocks = static_cast<unsigned>((lanes + kThreads - 1) / kThreads);
-  const bool streams = StreamPays(p.num_tokens, p.num_kv_heads, kHeadDim * sizeof(Cache));
+  const bool streams = StreamPays(p.num_tokens, p.out.num_kv_heads, kHeadDim * sizeof(Cache));
   const LaunchOptions options{dim3(1), streams};
   if (p.stream != nullptr) {
     return LaunchWith(options, ScaledQkNormRopeKvWrite<kHeadDim, Cache>, p.num_tokens,
@@ -150,8 +131,8 @@ cudaError_t RunCache(const Params& p, cudaStream_t stream) {
 
 template <int kHeadDim>
 cudaError_t Run(const Params& p, cudaStream_t stream) {
-  return p.kv_scales != nullptr ? RunCache<kHeadDim, fp8>(p, stream)
-                                : RunCache<kHeadDim, bf16>(p, stream);
+  return p.out.kv_scales != nullptr ? RunCache<kHeadDim, fp8>(p, stream)
+                                    : RunCache<kHeadDim, bf16>(p, stream);
 }
 
 }  // namespace
@@ -168,23 +149,19 @@ int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void*
     return cudaErrorInvalidValue;
   }
   if (num_tokens == 0) return cudaSuccess;
-  const Params p{static_cast<const bf16*>(qkv),
-                 static_cast<const bf16*>(q_weight),
-                 static_cast<const bf16*>(k_weight),
-                 cos_sin,
-                 positions,
-                 slot_mapping,
-                 kv_cache,
-                 kv_scales,
-                 static_cast<bf16*>(q_out),
-                 num_tokens,
-                 num_q_heads,
-                 num_kv_heads,
-                 block_size,
-                 eps,
-                 static_cast<const bf16*>(stream_rows),
-                 stream_dim,
-                 stream_eps};
+  const Params p{
+      static_cast<const bf16*>(qkv),
+      static_cast<const bf16*>(q_weight),
+      static_cast<const bf16*>(k_weight),
+      cos_sin,
+      positions,
+      slot_mapping,
+      {static_cast<bf16*>(q_out), kv_cache, kv_scales, num_q_heads, num_kv_heads, block_size},
+      num_tokens,
+      eps,
+      static_cast<const bf16*>(stream_rows),
+      stream_dim,
+      stream_eps};
   switch (head_dim) {
     case 64:
       return Run<64>(p, stream);

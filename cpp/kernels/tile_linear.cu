@@ -22,27 +22,14 @@ struct Params {
   const bf16* residual;  // [T, N] or null
   bf16* out;             // [T, N]
   int num_tokens, n, k, num_stages;
-  const float* squares;  // [num_pieces, T] or null: of x's rows
-  int num_pieces;
-  float eps;
+  tile::Norm norm;
   float* out_squares;  // [ceil(N / 64), T] or null
 };
-
-__device__ __forceinline__ void SyncClusterIf(bool more_than_one) {
-  if (more_than_one) {
-    SyncCluster();
-  } else {
-    __syncthreads();
-  }
-}
 
 template <int kTokens, int kRows, bool kSwiGlu>
 struct Kernel {
   using Product = tile::Product<kTokens, kRows>;
   static constexpr int kConsumers = Product::kConsumers;
-  static constexpr int kProducer = kConsumers, kScaler = kConsumers + kWarpSize;  // their threads
-  static constexpr bool kMovesRegisters = Product::kMovesRegisters;
-  static constexpr int kThreads = kConsumers + (kMovesRegisters ? 4 : 2) * kWarpSize;
   // Blocks on a multiprocessor that registers leave room for.
   static constexpr int kMinBlocks = kTokens <= 64 && kRows <= 128 ? 2 : 1;
   // SwiGLU: half of the tile's rows are gates, half the ups that belong to them.
@@ -61,25 +48,6 @@ struct Kernel {
     const int next = first + (end - first) * blockIdx.y / gridDim.y;
     const int row = blockIdx.y * kOutRows, token = blockIdx.x * kTokens;
     return {weight, x, first, end, next, row, token, ring, p.num_stages, barriers, EvictFirst()};
-  }
-
-  // One warp: 1 / rms of the tokens.
-  static __device__ void ComputeScales(const Params& p, float (&scales)[kTokens]) {
-    constexpr int kEach = kTokens / kWarpSize, kAtOnce = 32 / kEach;
-    const int lane = threadIdx.x % kWarpSize, first = blockIdx.x * kTokens + lane;
-    float sums[kEach] = {};
-#pragma unroll kAtOnce
-    for (int piece = 0; piece < p.num_pieces; ++piece) {
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        const int token = min(first + i * kWarpSize, p.num_tokens - 1);
-        sums[i] += p.squares[piece * p.num_tokens + token];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      scales[lane + i * kWarpSize] = rsqrtf(sums[i] / p.k + p.eps);
-    }
   }
 
   // Four outputs of a token: the e-th such group of the tile.
@@ -145,14 +113,14 @@ struct Kernel {
       const Four four(p, first + j * kRanks * kConsumers);
       residual[j] = LoadFour(p.residual, four.offset, four.inside);
     }
-    SyncClusterIf(kRanks > 1);
+    tile::SyncSums();
 #pragma unroll
     for (int j = 0; j < kBatches; ++j) {
       const Four four(p, first + j * kRanks * kConsumers);
       uint2 outputs = make_uint2(0, 0);
       if (four.inside) {
-        const float scale = p.squares == nullptr ? 1.0f : scales[four.token];
-        float4 v = Total<kRanks>(sums + four.token * Product::kPitch + four.row, scale);
+        const float* first_sum = sums + four.token * Product::kPitch + four.row;
+        float4 v = Total<kRanks>(first_sum, scales[four.token]);
         Add(v, bias);
         if constexpr (kMakesStream) Add(v, residual[j]);
         outputs = make_uint2(PackBf16(v.x, v.y), PackBf16(v.z, v.w));
@@ -164,29 +132,21 @@ struct Kernel {
     }
   }
 
-  // All threads but the producer's and the scaler's warps.
-  static __device__ __forceinline__ void Consume(const Params& p, const tile::Source& source,
-                                                 const float* scales) {
-    auto* shared = reinterpret_cast<float*>(source.ring);
-    {
-      typename Product::Sums sums = {};
-      Product::Multiply(source, sums);
-      __syncthreads();  // all warpgroups are done with the ring, and the scales are there
-      Product::StoreSums(sums, shared);
-    }
+  static __device__ __forceinline__ void FinishAny(const Params& p, const float* sums,
+                                                   const float* scales) {
     switch (gridDim.z) {
       case 1:
-        return Finish<1>(p, shared, scales);
+        return Finish<1>(p, sums, scales);
       case 2:
-        return Finish<2>(p, shared, scales);
+        return Finish<2>(p, sums, scales);
       default:
-        return Finish<4>(p, shared, scales);
+        return Finish<4>(p, sums, scales);
     }
   }
 };
 
 template <int kTokens, int kRows, bool kSwiGlu>
-__global__ void __launch_bounds__(Kernel<kTokens, kRows, kSwiGlu>::kThreads,
+__global__ void __launch_bounds__(Kernel<kTokens, kRows, kSwiGlu>::Product::kThreads,
                                   Kernel<kTokens, kRows, kSwiGlu>::kMinBlocks)
     TileLinear(const Params p, const __grid_constant__ CUtensorMap weight,
                const __grid_constant__ CUtensorMap x) {
@@ -194,27 +154,11 @@ __global__ void __launch_bounds__(Kernel<kTokens, kRows, kSwiGlu>::kThreads,
   extern __shared__ __align__(1024) char shared_bytes[];
   __shared__ tile::Barriers barriers;
   __shared__ float scales[kTokens];
-  char* ring =
-      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared_bytes) + 1023) / 1024 * 1024);
   AllowNext();
-  const tile::Source source = K::MakeSource(p, &weight, &x, ring, &barriers);
-  if (threadIdx.x == K::kProducer) K::Product::ProduceFirst(source);
-  __syncthreads();
-  WaitForPrevious();
-  if (threadIdx.x >= K::kConsumers) {
-    if constexpr (K::kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-    if (threadIdx.x == K::kProducer) K::Product::Produce(source);
-    if (threadIdx.x / kWarpSize == K::kScaler / kWarpSize && p.squares != nullptr) {
-      K::ComputeScales(p, scales);
-    }
-    __syncwarp();
-    __syncthreads();
-    SyncClusterIf(gridDim.z > 1);
-  } else {
-    if constexpr (K::kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-    K::Consume(p, source, scales);
-  }
-  if (gridDim.z > 1) SyncCluster();  // others may still need this block's shared memory
+  const auto source = K::MakeSource(p, &weight, &x, tile::AlignedRing(shared_bytes), &barriers);
+  K::Product::Run(
+      source, [&] { p.norm.ComputeScales(p.num_tokens, p.k, scales); },
+      [&](const float* sums) { K::FinishAny(p, sums, scales); });
 }
 
 struct Launcher {
@@ -230,9 +174,7 @@ struct Launcher {
             args.n,
             args.k,
             shape.stages,
-            args.squares,
-            args.num_pieces,
-            args.eps,
+            {args.squares, args.num_pieces, args.eps},
             args.out_squares};
   }
 
@@ -254,7 +196,8 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const dim3 grid(CeilDiv(p.num_tokens, kTokens), CeilDiv(p.n, K::kOutRows), shape.splits);
     return LaunchClusters(TileLinear<kTokens, kRows, kSwiGlu>, grid, dim3(1, 1, shape.splits),
-                          K::kThreads, ring + 1024, stream, p, weight_map, x_map);
+                          K::Product::kThreads, ring + tile::kAlignment, stream, p, weight_map,
+                          x_map);
   }
 
   template <bool kSwiGlu>
@@ -282,9 +225,9 @@ struct Launcher {
 
 bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
   const int splits = shape.splits;
-  return (splits == 1 || splits == 2 || splits == 4) &&
-         splits * tile::kTileK <= args.k && shape.stages >= 2 && shape.stages <= tile::kMaxStages &&
-         args.num_tokens >= 1 && args.n % 8 == 0 && args.k % tile::kTileK == 0;
+  return (splits == 1 || splits == 2 || splits == 4) && splits * tile::kTileK <= args.k &&
+         shape.stages >= 2 && shape.stages <= tile::kMaxStages && args.num_tokens >= 1 &&
+         args.n % 8 == 0 && args.k % tile::kTileK == 0;
 }
 
 }  // namespace

@@ -39,6 +39,49 @@ struct Source {
   }
 };
 
+// RMSNorm of x, whose rows' squares the product that made x left; without them none.
+struct Norm {
+  const float* squares;  // [num_pieces, T] or null
+  int num_pieces;
+  float eps;
+
+  // One warp: what the sums of the tokens are multiplied with.
+  template <int kTokens>
+  __device__ void ComputeScales(int num_tokens, int k, float (&scales)[kTokens]) const {
+    constexpr int kEach = kTokens / kWarpSize, kAtOnce = 32 / kEach;
+    const int lane = threadIdx.x % kWarpSize, first = blockIdx.x * kTokens + lane;
+    float sums[kEach] = {};
+#pragma unroll kAtOnce
+    for (int piece = 0; piece < (squares != nullptr ? num_pieces : 0); ++piece) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int token = min(first + i * kWarpSize, num_tokens - 1);
+        sums[i] += squares[piece * num_tokens + token];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      scales[lane + i * kWarpSize] = squares != nullptr ? rsqrtf(sums[i] / k + eps) : 1.0f;
+    }
+  }
+};
+
+// The ring in a kernel's dynamic shared memory, of which kAlignment bytes are for this.
+inline constexpr int kAlignment = 1024;
+__device__ __forceinline__ char* AlignedRing(char* shared) {
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared) + kAlignment - 1) /
+                                 kAlignment * kAlignment);
+}
+
+// All threads of the blocks along z, which share k.
+__device__ __forceinline__ void SyncSums() {
+  if (gridDim.z > 1) {
+    SyncCluster();
+  } else {
+    __syncthreads();
+  }
+}
+
 template <int kTokens, int kRows>
 struct Product {
   static constexpr int kConsumers = kRows * 2;  // threads: a warpgroup for 64 rows
@@ -51,6 +94,7 @@ struct Product {
   // use more than a fourth of all.
   static constexpr bool kMovesRegisters = kRows == 192 && kTokens > 128;
   static constexpr int kParts = kMovesRegisters && kTokens == 256 ? 2 : 1;
+  static constexpr int kThreads = kConsumers + (kMovesRegisters ? 4 : 2) * kWarpSize;
   static constexpr int kPartTokens = kTokens / kParts;
   // W is the first to leave L2, but for large tiles, whose steps of k take long: 1.4% slower there.
   static constexpr bool kLeavesL2First = kTokens < 128 || kRows == 64;
@@ -136,6 +180,36 @@ struct Product {
       const int token = i / 4 * 8 + 2 * t + i % 2;
       row[token * kPitch + i / 2 % 2 * 8] = sums[i / (kPartTokens / 2)][i % (kPartTokens / 2)];
     }
+  }
+
+  // All threads of a block. meanwhile() is called by one warp beside the products, then
+  // finish(sums) by the consumers: [kTokens][kPitch] in shared memory, theirs after SyncSums.
+  template <class Meanwhile, class Finish>
+  static __device__ __forceinline__ void Run(const Source& source, Meanwhile meanwhile,
+                                             Finish finish) {
+    constexpr int kProducer = kConsumers, kHelper = kConsumers + kWarpSize;  // their threads
+    if (threadIdx.x == kProducer) ProduceFirst(source);
+    __syncthreads();
+    WaitForPrevious();
+    if (threadIdx.x >= kConsumers) {
+      if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+      if (threadIdx.x == kProducer) Produce(source);
+      if (threadIdx.x / kWarpSize == kHelper / kWarpSize) meanwhile();
+      __syncwarp();
+      __syncthreads();
+      SyncSums();
+    } else {
+      if constexpr (kMovesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+      auto* shared = reinterpret_cast<float*>(source.ring);
+      {
+        Sums sums = {};
+        Multiply(source, sums);
+        __syncthreads();  // all warpgroups are done with the ring
+        StoreSums(sums, shared);
+      }
+      finish(shared);
+    }
+    if (gridDim.z > 1) SyncCluster();  // others may still need this block's shared memory
   }
 };
 

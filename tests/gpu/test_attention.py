@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from dlcore.attention import choose_attention
 from dlcore.ops import attention_kernels, kernels
@@ -119,7 +120,7 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
                 assert relative_error(out[where], reference) < BOUND, seq
 
 
-def _projected(case: PagedCase, with_norm: bool) -> attention_kernels.NewTokens:
+def _projected(case: PagedCase, with_norm: bool) -> tuple[Tensor, attention_kernels.NewTokens]:
     """Random projections of the token that each sequence of the case ends with."""
     tables, slots = case.kv.block_tables, case.kv.seq_slots
     assert slots is not None
@@ -130,8 +131,7 @@ def _projected(case: PagedCase, with_norm: bool) -> attention_kernels.NewTokens:
     blocks = tables[slots.long(), last.clamp(min=0) // block_size]
     heads = torch.randn(num_seqs, num_q_heads + 2 * num_kv_heads, head_dim, device=device)
     weights = [torch.rand(head_dim, device=device).bfloat16() + 0.5 for _ in range(2)]
-    return attention_kernels.NewTokens(
-        qkv=heads.bfloat16().flatten(1),
+    tokens = attention_kernels.NewTokens(
         q_weight=weights[0] if with_norm else None,
         k_weight=weights[1] if with_norm else None,
         eps=1e-6,
@@ -139,6 +139,7 @@ def _projected(case: PagedCase, with_norm: bool) -> attention_kernels.NewTokens:
         positions=torch.randint(50, (num_seqs,), dtype=torch.int32, device=device),
         slot_mapping=torch.where(last < 0, -1, blocks * block_size + last % block_size).int(),
     )
+    return heads.bfloat16().flatten(1), tokens
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_decode_from_the_projection_equals_the_two_kernels(
     seq_lens: list[int], options: dict, with_norm: bool
 ) -> None:
     case = PagedCase.random([1] * len(seq_lens), seq_lens, **options)
-    tokens = _projected(case, with_norm)
+    qkv, tokens = _projected(case, with_norm)
     cache = case.kv.kv_cache
     num_kv_heads, head_dim = cache.shape[2], cache.shape[4]
     workspace = attention_kernels.decode_workspace(1024, num_kv_heads, head_dim, cache.device)
@@ -186,9 +187,9 @@ def test_decode_from_the_projection_equals_the_two_kernels(
     cache.view(torch.uint8)[kept // block_size, :, :, kept % block_size] = nan
     for _ in range(2):  # the workspace is clean after a launch
         own = cache.clone()
-        out = attention_kernels.decode_projected(tokens, replace(kv, kv_cache=own), workspace)
+        out = attention_kernels.decode_projected(qkv, tokens, replace(kv, kv_cache=own), workspace)
     q = kernels.qk_norm_rope_kv_write(
-        tokens.qkv,
+        qkv,
         tokens.q_weight,
         tokens.k_weight,
         tokens.eps,

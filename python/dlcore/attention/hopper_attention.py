@@ -72,6 +72,7 @@ class HopperAttention:
 
     def attend_projected(
         self,
+        qkv: Tensor,
         tokens: attention_kernels.NewTokens,
         kv_cache: Tensor,
         step: StepBuffers,
@@ -81,7 +82,7 @@ class HopperAttention:
     ) -> Tensor:
         """See attention.projected."""
         paged = _paged(kv_cache, step, state, scale, kv_scales)
-        return attention_kernels.decode_projected(tokens, paged, self.workspace)
+        return attention_kernels.decode_projected(qkv, tokens, paged, self.workspace)
 
 
 def _paged(

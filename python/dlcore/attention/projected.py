@@ -1,27 +1,35 @@
-"""Attention that starts from the qkv projection: where the two kernels of it are one."""
+"""Attention that starts from the residual stream: as few kernels from there on as pay."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from dlcore.attention import AttentionBackend
 from dlcore.attention.hopper_attention import HopperAttention
 from dlcore.ops.attention_kernels import NewTokens
+from dlcore.ops.linear import norm_linear
+from dlcore.ops.project_heads import project_heads, project_heads_pays
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
+from dlcore.ops.residual_stream import ResidualStream
 from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
 
 
-def may_be_pending(
-    backend: AttentionBackend, x: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers
-) -> bool:
-    """Whether `attend_projected` takes a projection of x whose norm is pending."""
-    if not isinstance(backend, HopperAttention):
-        return True
-    return not backend.takes_projected(x, num_q_heads, kv_cache, step)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """From RMSNorm of the stream to q, k and v."""
+
+    weight: Tensor  # [(Hq + 2 Hk) D, hidden], which includes the norm's
+    bias: Tensor | None
+    norm_eps: float
+    num_q_heads: int
 
 
-def attend_projected(
+def attend_stream(
     backend: AttentionBackend,
+    stream: ResidualStream,
+    projection: Projection,
     tokens: NewTokens,
     kv_cache: Tensor,
     step: StepBuffers,
@@ -30,19 +38,37 @@ def attend_projected(
     kv_scales: Tensor | None,
     rows: WantedRows | None = None,
 ) -> Tensor:
-    """Norms and rotates q and k, writes k and v to `kv_cache`, attends: [T, Hq, D].
+    """Projects, norms and rotates q and k, writes k and v to `kv_cache`, attends: [T, Hq, D].
 
     tokens: of the whole step, whatever its kind. rows: if given, the only tokens that attend, of
     a mixed step; the result is [S, Hq, D] then. The rest: see AttentionBackend.
     """
-    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    num_q_heads = tokens.qkv.shape[1] // head_dim - 2 * num_kv_heads
+    p = projection
     if isinstance(backend, HopperAttention) and backend.takes_projected(
-        tokens.qkv, num_q_heads, kv_cache, step
+        stream.x, p.num_q_heads, kv_cache, step
     ):
-        return backend.attend_projected(tokens, kv_cache, step, state, scale, kv_scales)
-    q = qk_norm_rope_kv_write(
-        tokens.qkv,
+        qkv, _ = norm_linear(stream, p.norm_eps, p.weight, p.bias)
+        return backend.attend_projected(qkv, tokens, kv_cache, step, state, scale, kv_scales)
+    q = _queries(stream, p, tokens, kv_cache, kv_scales)
+    if rows is not None:
+        return backend(rows.of(q), kv_cache, rows, state, scale, kv_scales)
+    return backend(q, kv_cache, step, state, scale, kv_scales)
+
+
+def _queries(
+    stream: ResidualStream,
+    projection: Projection,
+    tokens: NewTokens,
+    kv_cache: Tensor,
+    kv_scales: Tensor | None,
+) -> Tensor:
+    """q: [T, Hq, D]; k and v are in the cache."""
+    p = projection
+    if project_heads_pays(stream.x, p.weight, p.bias, kv_cache):
+        return project_heads(stream, p.norm_eps, p.weight, tokens, kv_cache, kv_scales)
+    qkv, pending = norm_linear(stream, p.norm_eps, p.weight, p.bias, may_leave_norm=True)
+    return qk_norm_rope_kv_write(
+        qkv,
         tokens.q_weight,
         tokens.k_weight,
         tokens.eps,
@@ -51,8 +77,5 @@ def attend_projected(
         tokens.slot_mapping,
         kv_cache,
         kv_scales,
-        tokens.pending,
+        pending,
     )
-    if rows is not None:
-        return backend(rows.of(q), kv_cache, rows, state, scale, kv_scales)
-    return backend(q, kv_cache, step, state, scale, kv_scales)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dlcore.attention import AttentionBackend
-from dlcore.attention.projected import attend_projected, may_be_pending
+from dlcore.attention.projected import Projection, attend_stream
 from dlcore.layers.linear import Linear
 from dlcore.ops.attention_kernels import NewTokens
-from dlcore.ops.linear import norm_linear, residual_linear
+from dlcore.ops.linear import residual_linear
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.quant.fp8 import scales_for
 from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
@@ -85,27 +85,32 @@ class GqaAttention(nn.Module):
         """The stream with the attention of its RMSNorm added, whose weight is in qkv_proj; writes
         this step's k and v to `kv_cache`. rows: the only ones wanted of the result."""
         qkv_proj, o_proj = self.qkv_proj, self.o_proj
-        qkv, pending = norm_linear(
-            stream,
-            self.norm_eps,
-            qkv_proj.weight,
-            qkv_proj.bias,
-            may_leave_norm=may_be_pending(self.backend, stream.x, self.num_heads, kv_cache, step),
+        projection = Projection(
+            weight=qkv_proj.weight,
+            bias=qkv_proj.bias,
+            norm_eps=self.norm_eps,
+            num_q_heads=self.num_heads,
         )
         tokens = NewTokens(
-            qkv=qkv,
             q_weight=self.q_norm,
             k_weight=self.k_norm,
             eps=self.norm_eps,
             cos_sin=cos_sin,
             positions=step.positions,
             slot_mapping=step.slot_mapping,
-            pending=pending,
         )
-        residual = stream.x
-        if rows is not None:  # before attention, so that nothing parts it from the product after it
-            residual = rows.of(residual)
-        out = attend_projected(
-            self.backend, tokens, kv_cache, step, state, self.scale, self.kv_scales, rows
-        ).flatten(1)
-        return residual_linear(out, o_proj.weight, o_proj.bias, residual)
+        # Before attention, so that nothing parts it from the product after it.
+        residual = stream.x if rows is None else rows.of(stream.x)
+        out = attend_stream(
+            self.backend,
+            stream,
+            projection,
+            tokens,
+            kv_cache,
+            step,
+            state,
+            self.scale,
+            self.kv_scales,
+            rows,
+        )
+        return residual_linear(out.flatten(1), o_proj.weight, o_proj.bias, residual)

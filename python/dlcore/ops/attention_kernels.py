@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.kernels import pointer
-from dlcore.ops.residual_stream import PendingNorm
 
 ATTENTION_HEAD_DIMS = (64, 128)
 PREFILL_HEAD_DIM = 128
@@ -78,17 +77,26 @@ class PagedKv:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTokens:
-    """A decode step's tokens as the projection leaves them, one for each sequence, and how q and k
-    are normalised and rotated: see ops.qk_norm_rope_kv_write."""
+    """How q and k of a step's tokens are normalised and rotated, and where k and v go: see
+    ops.qk_norm_rope_kv_write."""
 
-    qkv: Tensor  # [S, (Hq + 2 Hk) D]
     q_weight: Tensor | None
     k_weight: Tensor | None
     eps: float
     cos_sin: Tensor
     positions: Tensor
     slot_mapping: Tensor
-    pending: PendingNorm | None = None  # of qkv; never for `decode_projected`
+
+    def as_argument(self, qkv: Tensor | None = None) -> _NewTokens:
+        return _NewTokens(
+            qkv=pointer(qkv),
+            q_weight=pointer(self.q_weight),
+            k_weight=pointer(self.k_weight),
+            cos_sin=pointer(self.cos_sin),
+            positions=pointer(self.positions),
+            slot_mapping=pointer(self.slot_mapping),
+            eps=self.eps,
+        )
 
 
 def decode_workspace(
@@ -146,24 +154,18 @@ def decode_projected_pays(num_seqs: int, num_q_heads: int, kv_cache: Tensor) -> 
     return not (is_wide and 16 < num_seqs <= 64 and kv_cache.dtype == torch.bfloat16)
 
 
-def decode_projected(tokens: NewTokens, kv: PagedKv, workspace: Tensor) -> Tensor:
+def decode_projected(qkv: Tensor, tokens: NewTokens, kv: PagedKv, workspace: Tensor) -> Tensor:
     """qk_norm_rope_kv_write and decode_attention in one kernel: [S, Hq, D].
 
-    kv.query_start_loc is None; Hq / Hk is at most MAX_PROJECTED_GROUP.
+    qkv: [S, (Hq + 2 Hk) D], a token for each sequence. kv.query_start_loc is None; Hq / Hk is at
+    most MAX_PROJECTED_GROUP.
     """
     _, _, num_kv_heads, _, head_dim = kv.kv_cache.shape
-    num_seqs, width = tokens.qkv.shape
-    out = tokens.qkv.new_empty(num_seqs, width // head_dim - 2 * num_kv_heads, head_dim)
-    args = _NewTokens(
-        qkv=pointer(tokens.qkv),
-        q_weight=pointer(tokens.q_weight),
-        k_weight=pointer(tokens.k_weight),
-        cos_sin=pointer(tokens.cos_sin),
-        positions=pointer(tokens.positions),
-        slot_mapping=pointer(tokens.slot_mapping),
-        eps=tokens.eps,
+    num_seqs, width = qkv.shape
+    out = qkv.new_empty(num_seqs, width // head_dim - 2 * num_kv_heads, head_dim)
+    kernels.call(
+        "dlk_decode_projected", _attention_args(None, kv, out, workspace), tokens.as_argument(qkv)
     )
-    kernels.call("dlk_decode_projected", _attention_args(None, kv, out, workspace), args)
     return out
 
 

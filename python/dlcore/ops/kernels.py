@@ -64,6 +64,7 @@ _SIGNATURES = {
     ],
     "dlk_decode_attention": [_PTR, _PTR],
     "dlk_decode_projected": [_PTR, _PTR, _PTR],
+    "dlk_project_heads": [_PTR, _INT, _PTR, _PTR, _PTR, _INT, _INT, _INT, _PTR],
     "dlk_prefill_attention": [_PTR, _INT, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
     "dlk_report_layer": [_PTR, _PTR, _INT, _PTR],

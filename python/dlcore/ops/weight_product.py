@@ -51,11 +51,40 @@ def launch_product(
     squares, eps: x is RMS-normalised first, whose rows' squares these are (`ResidualStream`).
     out_squares: filled with those of the result.
     """
+    out = torch.empty(
+        x.shape[0], weight.shape[0] // (2 if swiglu else 1), dtype=x.dtype, device=x.device
+    )
+    args = product_argument(
+        x,
+        weight,
+        out,
+        bias=bias,
+        residual=residual,
+        swiglu=swiglu,
+        squares=squares,
+        eps=eps,
+        out_squares=out_squares,
+    )
+    kernels.call(kernel, args, share)
+    return out
+
+
+def product_argument(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    swiglu: bool = False,
+    squares: Tensor | None = None,
+    eps: float = 0.0,
+    out_squares: Tensor | None = None,
+) -> _Product:
+    """See `launch_product`."""
     num_tokens, k = x.shape
-    n = weight.shape[0] // (2 if swiglu else 1)
-    out = torch.empty(num_tokens, n, dtype=x.dtype, device=x.device)
     pointer = kernels.pointer
-    args = _Product(
+    return _Product(
         x=pointer(x),
         weight=pointer(weight),
         bias=pointer(bias),
@@ -65,13 +94,11 @@ def launch_product(
         eps=eps,
         out_squares=pointer(out_squares),
         num_tokens=num_tokens,
-        n=n,
+        n=weight.shape[0] // (2 if swiglu else 1),
         k=k,
         num_pieces=0 if squares is None else squares.shape[0],
         swiglu=int(swiglu),
     )
-    kernels.call(kernel, args, share)
-    return out
 
 
 def empty_squares(num_tokens: int, size: int, piece: int, device: torch.device) -> Tensor:
