@@ -54,7 +54,6 @@ void EngineLoop::Run() {
   Backoff::MakeNapsPrecise();
   thread_id_.store(std::this_thread::get_id());
   drained_.store(false);
-  scheduler_.SetTokenBuckets(pipeline_->graphs().TokenBuckets());
   Status status = pipeline_->BindThread();
   while (status.ok() && !ending()) status = Turn();
   if (!status.ok()) Fail(status.message());

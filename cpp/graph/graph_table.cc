@@ -82,15 +82,6 @@ Status GraphTable::SetExact(std::unique_ptr<Executable> executable) {
   return {};
 }
 
-std::vector<int32_t> GraphTable::TokenBuckets() const {
-  std::vector<int32_t> buckets;
-  for (const Entry& entry : entries_) {  // ascending by tokens
-    const bool is_new = buckets.empty() || buckets.back() != entry.key.num_tokens;
-    if (entry.key.kind == StepKind::kMixed && is_new) buckets.push_back(entry.key.num_tokens);
-  }
-  return buckets;
-}
-
 Status GraphTable::Find(const StepKey& wanted, Selection* out) const {
   if (exact_ != nullptr) {
     *out = {exact_.get(), wanted};

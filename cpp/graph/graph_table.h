@@ -32,9 +32,6 @@ class GraphTable {
   // NotFound, naming both sides, when none does.
   Status Find(const StepKey& wanted, Selection* out) const;
 
-  // The tokens of the mixed steps registered, ascending; none with an exact executable.
-  [[nodiscard]] std::vector<int32_t> TokenBuckets() const;
-
  private:
   struct Entry {
     StepKey key;

@@ -19,12 +19,8 @@ ChunkPolicy::ChunkPolicy(const EngineOptions& options)
       long_prefill_(options.long_prefill_token_threshold),
       beside_decodes_(options.max_prefill_tokens_beside_decodes) {}
 
-void ChunkPolicy::BesideDecodes(int32_t num_decodes, StepRoom* room) const {
-  if (!chunked_ || beside_decodes_ == 0) return;
-  const int32_t bound = num_decodes + std::min(room->tokens, beside_decodes_);
-  const auto bucket = std::ranges::lower_bound(token_buckets_, bound);
-  const int32_t tokens = bucket == token_buckets_.end() ? bound : *bucket;
-  room->tokens = std::min(room->tokens, tokens - num_decodes);
+void ChunkPolicy::BesideDecodes(StepRoom* room) const {
+  if (chunked_ && beside_decodes_ > 0) room->tokens = std::min(room->tokens, beside_decodes_);
 }
 
 bool ChunkPolicy::CanSample(const Sequence& s, const StepRoom& room) const {

@@ -1,8 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
-#include <vector>
 
 #include "dlcore/options.h"
 #include "sched/sequence.h"
@@ -29,17 +27,14 @@ struct Chunk {
 
 // Sizes chunks: how much of a sequence the rest of a step takes. Pure
 // arithmetic; who goes first is the scheduler's business.
-// Thread safety: immutable once the first step is planned.
+// Thread safety: immutable.
 class ChunkPolicy {
  public:
   explicit ChunkPolicy(const EngineOptions& options);
 
   [[nodiscard]] StepRoom WholeStep() const { return whole_; }
-  // Shrinks what is left of a step of `num_decodes` tokens to what prefill may take of it: the
-  // bound, and what the step's bucket leaves beyond it, which costs nothing.
-  void BesideDecodes(int32_t num_decodes, StepRoom* room) const;
-  // The tokens of the graphs that run mixed steps, ascending; none: any number runs as it is.
-  void SetTokenBuckets(std::vector<int32_t> buckets) { token_buckets_ = std::move(buckets); }
+  // Shrinks what is left of a step that decodes to what prefill may take of it.
+  void BesideDecodes(StepRoom* room) const;
   [[nodiscard]] Chunk Fit(const Sequence& sequence, const StepRoom& room) const;
 
  private:
@@ -49,7 +44,6 @@ class ChunkPolicy {
   bool chunked_;
   int32_t long_prefill_;    // 0 = no limit
   int32_t beside_decodes_;  // 0 = no limit
-  std::vector<int32_t> token_buckets_;
 };
 
 }  // namespace dlcore

@@ -6,7 +6,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "dlcore/options.h"
@@ -96,11 +95,6 @@ class Scheduler {
   explicit Scheduler(const EngineOptions& options);
   ~Scheduler();
 
-  // The tokens of the graphs that run mixed steps, ascending. Before the first plan.
-  void SetTokenBuckets(std::vector<int32_t> buckets) {
-    policy_.SetTokenBuckets(std::move(buckets));
-  }
-
   // Takes the request, or says why it can never run (field and fix named).
   Status Submit(Request request);
 
@@ -187,7 +181,7 @@ class Scheduler {
   SequenceOutput& NewOutput(const Sequence& sequence);
 
   const EngineOptions options_;
-  ChunkPolicy policy_;
+  const ChunkPolicy policy_;
   KvManager kv_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   RequestQueue waiting_;

@@ -25,7 +25,7 @@ const StepPlan& Scheduler::NextPlan() {
   preempted_ = false;
 
   PlanRunning(&record);
-  if (!plan.empty()) policy_.BesideDecodes(plan.num_tokens, &room_);
+  if (!plan.empty()) policy_.BesideDecodes(&room_);
   PlanPrefills(&record);
   Sweep();
   // Whoever was just preempted must not take the blocks straight back.

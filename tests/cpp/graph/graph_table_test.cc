@@ -45,12 +45,6 @@ TEST(GraphTableTest, TheSmallestCoveringBucketRuns) {
   EXPECT_EQ(Found(table, Mixed(1, 1)), Mixed(64, 32));
 }
 
-TEST(GraphTableTest, TokenBucketsAreThoseOfMixedSteps) {
-  const GraphTable table =
-      TableOf({Mixed(64, 32), Decode(8), Mixed(16, 16), Mixed(64, 8), Decode(32), Mixed(64, 64)});
-  EXPECT_EQ(table.TokenBuckets(), (std::vector<int32_t>{16, 64}));
-}
-
 TEST(GraphTableTest, ADecodeFallsBackToAMixedBucketNeverTheReverse) {
   const GraphTable table = TableOf({Mixed(64, 16), Decode(64)});
   EXPECT_EQ(Found(table, Decode(17)), Decode(64));

@@ -57,33 +57,6 @@ TEST(Scheduler, PrefillBesideDecodesIsBounded) {
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 1);
 }
 
-TEST(Scheduler, PrefillBesideDecodesFillsTheBucketThatItsBoundReaches) {
-  EngineOptions options = SmallOptions();
-  options.max_prefill_tokens_beside_decodes = 3;
-  Script s(options);
-  s.scheduler.SetTokenBuckets({2, 6, 8});
-  s.Submit(MakeRequest(1, 4, 10));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);  // nobody decodes yet: no bound
-  s.Commit(0);
-  s.Submit(MakeRequest(2, 12, 10));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 6);  // 1 + 3 would run as 6
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 6);
-  s.Commit(0);
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 2);  // what is left of the prompt
-}
-
-TEST(Scheduler, ABucketNeverExceedsTheStep) {
-  EngineOptions options = SmallOptions();
-  options.max_prefill_tokens_beside_decodes = options.limits.max_num_batched_tokens - 1;
-  Script s(options);
-  s.scheduler.SetTokenBuckets({2 * options.limits.max_num_batched_tokens});
-  s.Submit(MakeRequest(1, 4, 10));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);
-  s.Commit(0);
-  s.Submit(MakeRequest(2, 3 * options.limits.max_num_batched_tokens, 1));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, options.limits.max_num_batched_tokens);
-}
-
 TEST(Scheduler, WithoutChunkingAPromptIsPlannedWhole) {
   EngineOptions options = SmallOptions();
   options.enable_chunked_prefill = false;

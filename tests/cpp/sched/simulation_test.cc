@@ -51,9 +51,7 @@ class SlowOddConstraint final : public TokenConstraint {
 
 class Scene {
  public:
-  explicit Scene(uint32_t seed) : random_(seed), options_(RandomOptions()), sim_(options_) {
-    if (Chance(50)) sim_.scheduler().SetTokenBuckets({Pick(1, 8), Pick(9, 16), Pick(17, 40)});
-  }
+  explicit Scene(uint32_t seed) : random_(seed), options_(RandomOptions()), sim_(options_) {}
 
   void Run() {
     ASSERT_TRUE(options_.Validate().ok()) << options_.Validate().message();
