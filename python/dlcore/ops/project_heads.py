@@ -9,7 +9,7 @@ from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.norm import rms_norm
 from dlcore.ops.residual_stream import ResidualStream
 from dlcore.ops.tile_linear import linear_tile
-from dlcore.ops.weight_product import product_argument
+from dlcore.ops.weight_product import WeightProduct
 
 HEAD_DIM = 128
 
@@ -47,13 +47,10 @@ def project_heads(
     q = x.new_empty(x.shape[0], num_q_heads, head_dim)
     tile = linear_tile(x.shape[0], *weight.shape)
     assert tile is not None
+    product = WeightProduct(x=x, weight=weight, squares=squares, eps=norm_eps)
     kernels.call(
         "dlk_project_heads",
-        *[
-            product_argument(x, weight, q, squares=squares, eps=norm_eps),
-            tile.stages,
-            tokens.as_argument(),
-        ],
+        *[product.as_argument(q), tile.stages, tokens.as_argument()],
         *[kernels.pointer(kv_cache), kernels.pointer(kv_scales)],
         *[num_q_heads, num_kv_heads, block_size],
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dlcore.ops import kernels
-from dlcore.ops.weight_product import empty_squares, launch_product
+from dlcore.ops.weight_product import WeightProduct, empty_squares
 
 KERNEL = "dlk_tile_linear"
 MAX_TOKENS = 512
@@ -136,9 +136,8 @@ def tile_linear(
     swiglu: weight is [2N, K], gates then ups, and the result silu(gate) * up: [T, N].
     residual: only if `tile.makes_stream`, and without swiglu.
     """
-    return launch_product(
-        KERNEL, x, weight, tile.as_argument(), bias=bias, residual=residual, swiglu=swiglu
-    )
+    product = WeightProduct(x=x, weight=weight, bias=bias, residual=residual, swiglu=swiglu)
+    return product.launch(KERNEL, tile.as_argument())
 
 
 def tile_linear_of_norm(
@@ -152,16 +151,8 @@ def tile_linear_of_norm(
     swiglu: bool = False,
 ) -> Tensor:
     """`tile_linear` of x's RMSNorm: [T, N] = rms_norm(x) weight^T + bias. squares: x's."""
-    return launch_product(
-        KERNEL,
-        x,
-        weight,
-        tile.as_argument(),
-        bias=bias,
-        swiglu=swiglu,
-        squares=squares,
-        eps=eps,
-    )
+    product = WeightProduct(x=x, weight=weight, bias=bias, swiglu=swiglu, squares=squares, eps=eps)
+    return product.launch(KERNEL, tile.as_argument())
 
 
 def tile_linear_before_norm(
@@ -177,7 +168,5 @@ def tile_linear_before_norm(
     Only if `tile.makes_stream`.
     """
     squares = empty_squares(x.shape[0], weight.shape[0], PIECE, x.device)
-    out = launch_product(
-        KERNEL, x, weight, tile.as_argument(), bias=bias, residual=residual, out_squares=squares
-    )
-    return out, squares
+    product = WeightProduct(x=x, weight=weight, bias=bias, residual=residual, out_squares=squares)
+    return product.launch(KERNEL, tile.as_argument()), squares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,75 +33,47 @@ class _Product(ctypes.Structure):
     )
 
 
-def launch_product(
-    kernel: str,
-    x: Tensor,
-    weight: Tensor,
-    share: ctypes.Structure | int,
-    *,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    swiglu: bool = False,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    out_squares: Tensor | None = None,
-) -> Tensor:
-    """x: [T, K], weight: [N, K] ([2N, K] with swiglu) -> [T, N], by one kernel.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightProduct:
+    """x weight^T + bias + residual: [T, N]; with swiglu silu(gate) * up of the product."""
 
-    share: how the kernel shares the product out, its second argument.
-    squares, eps: x is RMS-normalised first, whose rows' squares these are (`ResidualStream`).
-    out_squares: filled with those of the result.
-    """
-    out = torch.empty(
-        x.shape[0], weight.shape[0] // (2 if swiglu else 1), dtype=x.dtype, device=x.device
-    )
-    args = product_argument(
-        x,
-        weight,
-        out,
-        bias=bias,
-        residual=residual,
-        swiglu=swiglu,
-        squares=squares,
-        eps=eps,
-        out_squares=out_squares,
-    )
-    kernels.call(kernel, args, share)
-    return out
+    x: Tensor  # [T, K]
+    weight: Tensor  # [N, K]; with swiglu [2N, K], gates then ups
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    swiglu: bool = False
+    squares: Tensor | None = None  # x is RMS-normalised first, whose rows' squares these are
+    eps: float = 0.0
+    out_squares: Tensor | None = None  # filled with those of the result, see `empty_squares`
 
+    def launch(self, kernel: str, share: ctypes.Structure | int) -> Tensor:
+        """share: how the kernel shares the product out, its second argument."""
+        x = self.x
+        size = self.weight.shape[0] // (2 if self.swiglu else 1)
+        out = torch.empty(x.shape[0], size, dtype=x.dtype, device=x.device)
+        kernels.call(kernel, self.as_argument(out), share)
+        return out
 
-def product_argument(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    *,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    swiglu: bool = False,
-    squares: Tensor | None = None,
-    eps: float = 0.0,
-    out_squares: Tensor | None = None,
-) -> _Product:
-    """See `launch_product`."""
-    num_tokens, k = x.shape
-    pointer = kernels.pointer
-    return _Product(
-        x=pointer(x),
-        weight=pointer(weight),
-        bias=pointer(bias),
-        residual=pointer(residual),
-        out=pointer(out),
-        squares=pointer(squares),
-        eps=eps,
-        out_squares=pointer(out_squares),
-        num_tokens=num_tokens,
-        n=weight.shape[0] // (2 if swiglu else 1),
-        k=k,
-        num_pieces=0 if squares is None else squares.shape[0],
-        swiglu=int(swiglu),
-    )
+    def as_argument(self, out: Tensor) -> _Product:
+        pointer = kernels.pointer
+        num_tokens, k = self.x.shape
+        return _Product(
+            x=pointer(self.x),
+            weight=pointer(self.weight),
+            bias=pointer(self.bias),
+            residual=pointer(self.residual),
+            out=pointer(out),
+            squares=pointer(self.squares),
+            eps=self.eps,
+            out_squares=pointer(self.out_squares),
+            num_tokens=num_tokens,
+            n=self.weight.shape[0] // (2 if self.swiglu else 1),
+            k=k,
+            num_pieces=0 if self.squares is None else self.squares.shape[0],
+            swiglu=int(self.swiglu),
+        )
 
 
 def empty_squares(num_tokens: int, size: int, piece: int, device: torch.device) -> Tensor:
-    """For `launch_product` to fill: of a result [T, size], summed by pieces of the kernel's."""
+    """To be filled with the squares of a result [T, size], summed by pieces of the kernel's."""
     return torch.empty(-(-size // piece), num_tokens, dtype=torch.float32, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlcore.ops import kernels
-from dlcore.ops.weight_product import empty_squares, launch_product
+from dlcore.ops.weight_product import WeightProduct, empty_squares
 
 KERNEL = "dlk_wide_linear"
 MIN_TOKENS = 512
@@ -43,28 +43,20 @@ def wide_linear(
     group: tiles of 256 tokens that go through the weight together, to meet in L2.
     N and K are multiples of 8.
     """
-    return launch_product(KERNEL, x, weight, group, residual=residual, swiglu=swiglu)
+    product = WeightProduct(x=x, weight=weight, residual=residual, swiglu=swiglu)
+    return product.launch(KERNEL, group)
 
 
 def wide_linear_of_norm(
     x: Tensor, squares: Tensor, eps: float, weight: Tensor, *, swiglu: bool = False
 ) -> Tensor:
     """`wide_linear` of x's RMSNorm: [T, N] = rms_norm(x) weight^T. squares: x's."""
-    return launch_product(
-        KERNEL,
-        x,
-        weight,
-        TOKEN_TILES_TOGETHER,
-        swiglu=swiglu,
-        squares=squares,
-        eps=eps,
-    )
+    product = WeightProduct(x=x, weight=weight, swiglu=swiglu, squares=squares, eps=eps)
+    return product.launch(KERNEL, TOKEN_TILES_TOGETHER)
 
 
 def wide_linear_before_norm(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """y = x weight^T + residual: [T, N], and its squares for the RMSNorm after it."""
     squares = empty_squares(x.shape[0], weight.shape[0], TILE, x.device)
-    out = launch_product(
-        KERNEL, x, weight, TOKEN_TILES_TOGETHER, residual=residual, out_squares=squares
-    )
-    return out, squares
+    product = WeightProduct(x=x, weight=weight, residual=residual, out_squares=squares)
+    return product.launch(KERNEL, TOKEN_TILES_TOGETHER), squares
