@@ -108,10 +108,6 @@ __device__ __forceinline__ uint32_t PackBf16(float lo, float hi) {
   const bf16x2 pair = __floats2bfloat162_rn(lo, hi);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
-__device__ __forceinline__ uint32_t MulBf16x2(uint32_t a, uint32_t b) {
-  const bf16x2 r = __hmul2(*reinterpret_cast<bf16x2*>(&a), *reinterpret_cast<bf16x2*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&r);
-}
 __device__ __forceinline__ void Unpack8(uint4 v, float (&out)[8]) {
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -121,12 +117,16 @@ __device__ __forceinline__ void Unpack8(uint4 v, float (&out)[8]) {
     out[2 * i + 1] = f.y;
   }
 }
-__device__ __forceinline__ float SumOfSquares(uint4 v) {
-  float f[8], sum = 0;
-  Unpack8(v, f);
+__device__ __forceinline__ float SumSquares(const float (&v)[8]) {
+  float sum = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sum += f[i] * f[i];
+  for (int j = 0; j < 8; ++j) sum = __fmaf_rn(v[j], v[j], sum);
   return sum;
+}
+__device__ __forceinline__ float SumSquares(uint4 v) {
+  float f[8];
+  Unpack8(v, f);
+  return SumSquares(f);
 }
 __device__ __forceinline__ uint4 Pack8(const float (&v)[8]) {
   return make_uint4(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
@@ -161,7 +161,7 @@ __device__ __forceinline__ float InverseRms(const bf16* row, int dim, float eps,
   float squares = 0;
 #pragma unroll 2
   for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
-    squares += SumOfSquares(Load16(row + i));
+    squares += SumSquares(Load16(row + i));
   }
   return rsqrtf(BlockSum(squares, scratch) / dim + eps);
 }

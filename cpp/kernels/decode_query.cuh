@@ -170,11 +170,7 @@ struct ProjectedQuery {
   __device__ static float InverseRms(const uint4 (&row)[kVectors], float eps) {
     float sums[kVectors];
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      float v[8];
-      Unpack8(row[j], v);
-      sums[j] = SumSquares(v);
-    }
+    for (int j = 0; j < kVectors; ++j) sums[j] = SumSquares(row[j]);
 #pragma unroll
     for (int stride = kHalf; stride > 0; stride /= 2) {
 #pragma unroll

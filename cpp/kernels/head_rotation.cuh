@@ -8,13 +8,6 @@
 
 namespace dlcore::kernels {
 
-__device__ __forceinline__ float SumSquares(const float (&v)[8]) {
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) sum = __fmaf_rn(v[j], v[j], sum);
-  return sum;
-}
-
 __device__ __forceinline__ void NormScale(float (&v)[8], float inverse_rms, uint4 weight) {
   float w[8];
   Unpack8(weight, w);

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads + kWarpSize, 2)
         for (int s = 0; s < kSteps; ++s) {
           const auto& tokens = x[d][s];
 #pragma unroll
-          for (int i = 0; kNorm && i < kTokenTiles; ++i) squares[i] += SumOfSquares(tokens[i]);
+          for (int i = 0; kNorm && i < kTokenTiles; ++i) squares[i] += SumSquares(tokens[i]);
           const uint4 low = tokens[0];
           const uint4 high = kTokenTiles == 2 ? tokens[kTokenTiles - 1] : make_uint4(0, 0, 0, 0);
           const uint32_t a0[4] = {low.x, high.x, low.y, high.y};

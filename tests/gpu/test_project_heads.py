@@ -68,12 +68,7 @@ def test_heads_are_those_of_projection_and_rotation_apart(
     q = project_heads(stream, NORM_EPS, weight, tokens, cache, scales)
     expected = qk_norm_rope_kv_write(
         tile_linear_of_norm(x, stream.squares, NORM_EPS, weight, tile),
-        tokens.q_weight,
-        tokens.k_weight,
-        tokens.eps,
-        tokens.cos_sin,
-        tokens.positions,
-        tokens.slot_mapping,
+        tokens,
         apart,
         scales,
     )

@@ -78,13 +78,19 @@ def test_decode_attention_waits_for_tokens_of_its_own_step(fp8: bool) -> None:
     )
     out = torch.empty_like(q)
     workspace = attention_kernels.decode_workspace(step.num_seqs, 8, 128, GPU)
-    norms = (attn.q_norm, attn.k_norm, attn.norm_eps, model.cos_sin)
-    where = (step.positions, step.slot_mapping, cache, attn.kv_scales)
+    tokens = attention_kernels.NewTokens(
+        q_weight=attn.q_norm,
+        k_weight=attn.k_norm,
+        eps=attn.norm_eps,
+        cos_sin=model.cos_sin,
+        positions=step.positions,
+        slot_mapping=step.slot_mapping,
+    )
     empty = torch.full(cache.shape, torch.nan, device=GPU).to(cache.dtype)
     attention_kernels.decode_attention(q, paged, out, workspace)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        qk_norm_rope_kv_write(qkv, *norms, *where)
+        qk_norm_rope_kv_write(qkv, tokens, cache, attn.kv_scales)
         attention_kernels.decode_attention(q, paged, out, workspace)
     results = []
     for _ in range(REPLAYS):

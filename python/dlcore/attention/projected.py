@@ -67,15 +67,4 @@ def _queries(
     if project_heads_pays(stream.x, p.weight, p.bias, kv_cache):
         return project_heads(stream, p.norm_eps, p.weight, tokens, kv_cache, kv_scales)
     qkv, pending = norm_linear(stream, p.norm_eps, p.weight, p.bias, may_leave_norm=True)
-    return qk_norm_rope_kv_write(
-        qkv,
-        tokens.q_weight,
-        tokens.k_weight,
-        tokens.eps,
-        tokens.cos_sin,
-        tokens.positions,
-        tokens.slot_mapping,
-        kv_cache,
-        kv_scales,
-        pending,
-    )
+    return qk_norm_rope_kv_write(qkv, tokens, kv_cache, kv_scales, pending)

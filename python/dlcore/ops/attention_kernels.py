@@ -77,15 +77,14 @@ class PagedKv:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTokens:
-    """How q and k of a step's tokens are normalised and rotated, and where k and v go: see
-    ops.qk_norm_rope_kv_write."""
+    """How q and k of a step's tokens are normalised and rotated, and where k and v go."""
 
-    q_weight: Tensor | None
-    k_weight: Tensor | None
+    q_weight: Tensor | None  # [D]; None: no q/k norm
+    k_weight: Tensor | None  # likewise
     eps: float
-    cos_sin: Tensor
-    positions: Tensor
-    slot_mapping: Tensor
+    cos_sin: Tensor  # [max_positions, D] float32: cosines of D/2 frequencies, then their sines
+    positions: Tensor  # int32 [T]
+    slot_mapping: Tensor  # int32 [T], block * block_size + offset; -1 = padding: nothing is kept
 
     def as_argument(self, qkv: Tensor | None = None) -> _NewTokens:
         return _NewTokens(

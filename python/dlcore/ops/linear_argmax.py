@@ -5,16 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.ops.wide_linear import MIN_K, TILE
 
-TILE = 256  # rows that two multiprocessors multiply at a time
 MAX_EMPTY = 64  # rows of the last tile
-MIN_HIDDEN = 1024
 
 
 def linear_argmax_pays(rows: Tensor, weight: Tensor) -> bool:
     """Whether `linear_argmax` takes these, and is faster than a product and an argmax."""
     vocab, hidden = weight.shape
-    fits = vocab % 8 == 0 and hidden % 8 == 0 and hidden >= MIN_HIDDEN
+    fits = vocab % 8 == 0 and hidden % 8 == 0 and hidden >= MIN_K
     num_rows = rows.shape[0]
     fills = -num_rows % TILE <= MAX_EMPTY
     return fits and fills and kernels.usable(rows, weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.norm import rms_norm
 from dlcore.ops.residual_stream import PendingNorm
 from dlcore.quant.fp8 import quantize
@@ -13,29 +14,22 @@ from dlcore.quant.fp8 import quantize
 
 def qk_norm_rope_kv_write(
     qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
+    tokens: NewTokens,
     kv_cache: Tensor,
     kv_scales: Tensor | None = None,
     pending: PendingNorm | None = None,
 ) -> Tensor:
     """Norms q and k per head, rotates them, writes k and v to the cache, returns q.
 
-    qkv:          [T, (Hq + 2 Hk) * D], the heads of q, then k, then v
-    q_weight:     [D], or None for a model without q/k norm; k_weight likewise
-    cos_sin:      [max_positions, D] float32, the cosines of D/2 frequencies, then their sines
-    positions:    [T] int32
-    slot_mapping: [T] int32, block * block_size + offset; -1 = padding: nothing is kept. (The last
-                  block of kv_cache is scratch, so a write to slot -1 lands there.)
-    kv_cache:     [num_blocks + 1, 2, Hk, block_size, D], written in place
-    kv_scales:    [2, Hk] float32 of an E4M3 cache, see quant.fp8
-    pending:      of qkv, if its rows are still to be scaled
-    returns q:    [T, Hq, D]
+    qkv:       [T, (Hq + 2 Hk) * D], the heads of q, then k, then v
+    kv_cache:  [num_blocks + 1, 2, Hk, block_size, D], written in place; its last block is scratch,
+               so a write to slot -1 lands there
+    kv_scales: [2, Hk] float32 of an E4M3 cache, see quant.fp8
+    pending:   of qkv, if its rows are still to be scaled
+    returns q: [T, Hq, D]
     """
+    q_weight, k_weight, eps, cos_sin = tokens.q_weight, tokens.k_weight, tokens.eps, tokens.cos_sin
+    positions, slot_mapping = tokens.positions, tokens.slot_mapping
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     is_known = kv_cache.dtype in kernels.KV_CACHE_DTYPES
     if kernels.usable(qkv) and is_known and head_dim in kernels.ROPE_HEAD_DIMS:

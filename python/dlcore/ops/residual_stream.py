@@ -11,6 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ResidualStream:
+    """x, and what the RMSNorm after it would else compute."""
+
     x: Tensor  # [T, D]
     # Of x, where its product summed them: [pieces of D, T] float32.
     squares: Tensor | None = None

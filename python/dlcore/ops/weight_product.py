@@ -46,11 +46,15 @@ class WeightProduct:
     eps: float = 0.0
     out_squares: Tensor | None = None  # filled with those of the result, see `empty_squares`
 
+    @property
+    def num_outputs(self) -> int:
+        """N"""
+        return self.weight.shape[0] // (2 if self.swiglu else 1)
+
     def launch(self, kernel: str, share: ctypes.Structure | int) -> Tensor:
         """share: how the kernel shares the product out, its second argument."""
         x = self.x
-        size = self.weight.shape[0] // (2 if self.swiglu else 1)
-        out = torch.empty(x.shape[0], size, dtype=x.dtype, device=x.device)
+        out = torch.empty(x.shape[0], self.num_outputs, dtype=x.dtype, device=x.device)
         kernels.call(kernel, self.as_argument(out), share)
         return out
 
@@ -67,7 +71,7 @@ class WeightProduct:
             eps=self.eps,
             out_squares=pointer(self.out_squares),
             num_tokens=num_tokens,
-            n=self.weight.shape[0] // (2 if self.swiglu else 1),
+            n=self.num_outputs,
             k=k,
             num_pieces=0 if self.squares is None else self.squares.shape[0],
             swiglu=int(self.swiglu),

@@ -16,6 +16,7 @@ from dlcore.layers.attention import GqaAttention
 from dlcore.llm import LLM
 from dlcore.model_folder import read_model_config
 from dlcore.models import build_model
+from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.quant.fp8 import E4M3, E4M3_MAX, dequantize, quantize
 from dlcore.sampling_params import SamplingParams
@@ -53,9 +54,16 @@ def test_the_write_stores_what_the_plain_cache_would_hold_rounded() -> None:
     shape = (4, 2, kv_heads, block_size, dim)
     plain, stored = torch.zeros(shape), torch.zeros(shape).to(E4M3)
     scales = torch.rand(2, kv_heads) + 0.1
-    arguments = (qkv, weight, weight, 1e-6, cos_sin, positions, slots)
-    q = qk_norm_rope_kv_write(*arguments, plain)
-    assert torch.equal(q, qk_norm_rope_kv_write(*arguments, stored, scales))
+    tokens = NewTokens(
+        q_weight=weight,
+        k_weight=weight,
+        eps=1e-6,
+        cos_sin=cos_sin,
+        positions=positions,
+        slot_mapping=slots,
+    )
+    q = qk_norm_rope_kv_write(qkv, tokens, plain)
+    assert torch.equal(q, qk_norm_rope_kv_write(qkv, tokens, stored, scales))
     expected = quantize(plain, scales[:, :, None, None])
     assert torch.equal(stored[:3].view(torch.uint8), expected[:3].view(torch.uint8))
 
@@ -101,13 +109,18 @@ def test_scales_let_nothing_saturate_and_waste_no_range(
     attention = _attention(seed, qk_norm=qk_norm, bias=bias)
     x = _largest_inputs(attention)
     qkv = functional.linear(x, attention.qkv_proj.weight, attention.qkv_proj.bias)
-    tokens = len(x)
-    cache = torch.zeros(-(-tokens // 16) + 1, 2, 2, 16, 16)
-    angles = torch.randn(tokens, 8)
-    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
-    steps = torch.arange(tokens).int()
-    weights = (attention.q_norm, attention.k_norm, 1e-6, cos_sin)
-    qk_norm_rope_kv_write(qkv, *weights, steps, steps, cache)
+    cache = torch.zeros(-(-len(x) // 16) + 1, 2, 2, 16, 16)
+    angles = torch.randn(len(x), 8)
+    steps = torch.arange(len(x)).int()
+    tokens = NewTokens(
+        q_weight=attention.q_norm,
+        k_weight=attention.k_norm,
+        eps=1e-6,
+        cos_sin=torch.cat([angles.cos(), angles.sin()], dim=1),
+        positions=steps,
+        slot_mapping=steps,
+    )
+    qk_norm_rope_kv_write(qkv, tokens, cache)
     assert attention.kv_scales is not None
     stored = cache.abs().amax(dim=(0, 3, 4)) / attention.kv_scales
     assert (stored <= E4M3_MAX * (1 + 1e-5)).all()
