@@ -163,7 +163,6 @@ Status EngineLoop::CommitOldest() {
   HandOut();
   Progress();
   stats_.step_cpu_seconds += SecondsSince(ready);
-  PublishStats();
   return {};
 }
 
@@ -184,6 +183,7 @@ Status EngineLoop::WaitForOldest(bool* done) {
 
 void EngineLoop::HandOut() {
   scheduler_.TakeOutputs(&batch_);
+  PublishStats();  // first: whoever has an output finds it counted
   PostKv();
   outputs_.Push(&batch_);
 }
