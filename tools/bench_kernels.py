@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from dlcore.attention import triton_attention
 from dlcore.ops import attention_kernels, kernels, sample_kernels
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.tile_linear import linear_tile, tile_linear
 from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
 
@@ -114,17 +115,23 @@ def _silu_case(label: str, shape: Shape, tokens: int) -> Case:
 def _rope_case(label: str, shape: Shape, tokens: int) -> Case:
     width = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
     qkv = [bf16(tokens, width) for _ in range(sets_for(4.0 * tokens * width))]
-    norm, cos_sin = bf16(shape.head_dim), torch.randn(8192, shape.head_dim, device="cuda")
+    norm = bf16(shape.head_dim)
     positions = torch.arange(tokens, dtype=torch.int32, device="cuda")
+    new_tokens = attention_kernels.NewTokens(
+        q_weight=norm,
+        k_weight=norm,
+        eps=EPS,
+        cos_sin=torch.randn(8192, shape.head_dim, device="cuda"),
+        positions=positions,
+        slot_mapping=positions,
+    )
     cache = bf16(tokens // 16 + 2, 2, shape.kv_heads, 16, shape.head_dim)
     return Case(
         op="qk_norm_rope_kv_write",
         shape=label,
         num_sets=len(qkv),
         num_bytes=4.0 * tokens * width + 4.0 * tokens * shape.head_dim,
-        run=lambda i: kernels.qk_norm_rope_kv_write(
-            qkv[i], norm, norm, EPS, cos_sin, positions, positions, cache
-        ),
+        run=lambda i: qk_norm_rope_kv_write(qkv[i], new_tokens, cache),
     )
 
 

@@ -14,6 +14,7 @@ from dlcore.ops import attention_kernels, kernels
 from dlcore.ops.linear import linear, norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
 from dlcore.ops.project_heads import project_heads, project_heads_pays
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import ResidualStream
 
 
@@ -88,8 +89,7 @@ class DecodeStep:
             q = project_heads(stream, EPS, weight, tokens, kv.kv_cache, kv.kv_scales)
         else:
             qkv, pending = norm_linear(stream, EPS, weight, may_leave_norm=True)
-            heads = (self.head_norm, self.head_norm, EPS, self.cos_sin, self.positions, self.slots)
-            q = kernels.qk_norm_rope_kv_write(qkv, *heads, kv.kv_cache, kv.kv_scales, pending)
+            q = qk_norm_rope_kv_write(qkv, tokens, kv.kv_cache, kv.kv_scales, pending)
         out = torch.empty_like(q)
         attention_kernels.decode_attention(q, kv, out, self.attention_space)
         return out

@@ -69,16 +69,22 @@ int dlk_rms_norm(const void* x, const void* weight, float eps, void* out, int ro
 int dlk_silu_and_mul(const void* x, void* out, const void* stream_rows, int stream_dim,
                      float stream_eps, int rows, int inner, cudaStream_t stream);
 
-// qkv [T, (Hq + 2 Hk) D] -> q_out [T, Hq, D]: q and k normalised per head (weights [D] or null)
-// and rotated by cos_sin [max_positions, D] float32 (cosines, then sines) at positions [T];
-// k and v are written to kv_cache [blocks, 2, Hk, block_size, D] at slot_mapping [T]
-// (block * block_size + offset; -1 = not written). D is 64, 128 or 256.
+// A step's new tokens as the projection leaves them, and what happens to their heads.
+struct dlk_new_tokens {
+  const void* qkv;              // [T, (Hq + 2 Hk) D]
+  const void* q_weight;         // [D] or null
+  const void* k_weight;         // [D] or null, like q_weight
+  const float* cos_sin;         // [max_positions, D]: cosines, then sines
+  const int32_t* positions;     // [T]
+  const int32_t* slot_mapping;  // [T]: block * block_size + offset; -1 = not written
+  float eps;
+};
+// tokens->qkv -> q_out [T, Hq, D]: q and k normalised per head and rotated; k and v are written to
+// kv_cache [blocks, 2, Hk, block_size, D]. D is 64, 128 or 256.
 // kv_scales: null for a bf16 cache; float32 [2, Hk] for an E4M3 cache (stored value * scale =
 // value).
 // stream_rows: as in dlk_silu_and_mul, of qkv.
-int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
-                              float eps, const float* cos_sin, const int32_t* positions,
-                              const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
+int dlk_qk_norm_rope_kv_write(const dlk_new_tokens* tokens, void* kv_cache, const float* kv_scales,
                               void* q_out, const void* stream_rows, int stream_dim,
                               float stream_eps, int num_tokens, int num_q_heads, int num_kv_heads,
                               int block_size, int head_dim, cudaStream_t stream);
@@ -107,16 +113,6 @@ int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_
 // block_size a power of two >= 16.
 int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream);
 
-// A decode step's new tokens as the projection leaves them; as in dlk_qk_norm_rope_kv_write.
-struct dlk_new_tokens {
-  const void* qkv;              // [S, (Hq + 2 Hk) D]
-  const void* q_weight;         // [D] or null
-  const void* k_weight;         // [D] or null, like q_weight
-  const float* cos_sin;         // [max_positions, D]
-  const int32_t* positions;     // [S]
-  const int32_t* slot_mapping;  // [S]; of sequence s's last token, -1 = not written
-  float eps;
-};
 // dlk_qk_norm_rope_kv_write and dlk_decode_attention at once, with the same results. Sequence s is
 // token s (args->query_start_loc is null), Hq / Hk <= 7, args->q is not read.
 int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens,

@@ -138,27 +138,26 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
 }  // namespace
 }  // namespace dlcore::kernels
 
-int dlk_qk_norm_rope_kv_write(const void* qkv, const void* q_weight, const void* k_weight,
-                              float eps, const float* cos_sin, const int32_t* positions,
-                              const int32_t* slot_mapping, void* kv_cache, const float* kv_scales,
+int dlk_qk_norm_rope_kv_write(const dlk_new_tokens* tokens, void* kv_cache, const float* kv_scales,
                               void* q_out, const void* stream_rows, int stream_dim,
                               float stream_eps, int num_tokens, int num_q_heads, int num_kv_heads,
                               int block_size, int head_dim, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  if ((q_weight == nullptr) != (k_weight == nullptr) || stream_dim % 8 != 0) {
+  const dlk_new_tokens& t = *tokens;
+  if ((t.q_weight == nullptr) != (t.k_weight == nullptr) || stream_dim % 8 != 0) {
     return cudaErrorInvalidValue;
   }
   if (num_tokens == 0) return cudaSuccess;
   const Params p{
-      static_cast<const bf16*>(qkv),
-      static_cast<const bf16*>(q_weight),
-      static_cast<const bf16*>(k_weight),
-      cos_sin,
-      positions,
-      slot_mapping,
+      static_cast<const bf16*>(t.qkv),
+      static_cast<const bf16*>(t.q_weight),
+      static_cast<const bf16*>(t.k_weight),
+      t.cos_sin,
+      t.positions,
+      t.slot_mapping,
       {static_cast<bf16*>(q_out), kv_cache, kv_scales, num_q_heads, num_kv_heads, block_size},
       num_tokens,
-      eps,
+      t.eps,
       static_cast<const bf16*>(stream_rows),
       stream_dim,
       stream_eps};

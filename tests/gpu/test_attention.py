@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dlcore.attention import choose_attention
-from dlcore.ops import attention_kernels, kernels
+from dlcore.ops import attention_kernels
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
 
 pytestmark = needs_kernels
@@ -90,9 +91,14 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
     blocks, offsets = tables[slots.long(), last // 16].long(), last % 16
     new = [torch.stack([rows[-1] for rows in kept]) for kept in (case.keys, case.values)]
     qkv = torch.cat([case.q.flatten(1), *(rows.flatten(1).bfloat16() for rows in new)], dim=1)
-    no_rotation = torch.cat([torch.ones(1, 64), torch.zeros(1, 64)], dim=1).to(device)
-    slot_mapping = (blocks * 16 + offsets).int()
-    positions = torch.zeros(num_seqs, dtype=torch.int32, device=device)
+    tokens = attention_kernels.NewTokens(
+        q_weight=None,
+        k_weight=None,
+        eps=0.0,
+        cos_sin=torch.cat([torch.ones(1, 64), torch.zeros(1, 64)], dim=1).to(device),
+        positions=torch.zeros(num_seqs, dtype=torch.int32, device=device),
+        slot_mapping=(blocks * 16 + offsets).int(),
+    )
     outs = [torch.empty_like(case.q) for _ in range(4)]
     workspace = attention_kernels.decode_workspace(num_seqs, 8, 128, device)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -105,9 +111,7 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         for out in outs:
-            q = kernels.qk_norm_rope_kv_write(
-                qkv, None, None, 0.0, no_rotation, positions, slot_mapping, cache, case.kv.kv_scales
-            )
+            q = qk_norm_rope_kv_write(qkv, tokens, cache, case.kv.kv_scales)
             attention_kernels.decode_attention(q, case.kv, out, workspace)
             forget()
     for _ in range(3):
@@ -188,17 +192,7 @@ def test_decode_from_the_projection_equals_the_two_kernels(
     for _ in range(2):  # the workspace is clean after a launch
         own = cache.clone()
         out = attention_kernels.decode_projected(qkv, tokens, replace(kv, kv_cache=own), workspace)
-    q = kernels.qk_norm_rope_kv_write(
-        qkv,
-        tokens.q_weight,
-        tokens.k_weight,
-        tokens.eps,
-        tokens.cos_sin,
-        tokens.positions,
-        tokens.slot_mapping,
-        cache,
-        kv.kv_scales,
-    )
+    q = qk_norm_rope_kv_write(qkv, tokens, cache, kv.kv_scales)
     expected = torch.empty_like(q)
     attention_kernels.decode_attention(q, kv, expected, workspace)
     live = slice(0, len(seq_lens))  # not the padding

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
+from dlcore.ops.attention_kernels import NewTokens
+from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import PendingNorm
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
 
@@ -109,9 +111,15 @@ def test_qk_norm_rope_kv_write(
     cache = torch.full((num_blocks, 2, num_kv, block_size, head_dim), 7.0, device="cuda").to(dtype)
     before = cache.float()
 
-    q_out = kernels.qk_norm_rope_kv_write(
-        qkv, q_weight, k_weight, EPS, cos_sin, positions, slots, cache, scales, pending
+    tokens = NewTokens(
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=EPS,
+        cos_sin=cos_sin,
+        positions=positions,
+        slot_mapping=slots,
     )
+    q_out = qk_norm_rope_kv_write(qkv, tokens, cache, scales, pending)
 
     heads = scaled.view(num_tokens, -1, head_dim)
     q, k, v = heads.split([num_q, num_kv, num_kv], dim=1)

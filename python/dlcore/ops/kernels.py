@@ -55,13 +55,7 @@ _SIGNATURES = {
     "dlk_linear_argmax": [*[_PTR] * 6, _INT, _INT, _INT, _PTR],
     "dlk_rms_norm": [_PTR, _PTR, _FLOAT, _PTR, _INT, _INT, _PTR],
     "dlk_silu_and_mul": [_PTR, _PTR, *_PENDING, _INT, _INT, _PTR],
-    "dlk_qk_norm_rope_kv_write": [
-        *[_PTR, _PTR, _PTR, _FLOAT],
-        *[_PTR] * 6,
-        *_PENDING,
-        *[_INT] * 5,
-        _PTR,
-    ],
+    "dlk_qk_norm_rope_kv_write": [*[_PTR] * 4, *_PENDING, *[_INT] * 5, _PTR],
     "dlk_decode_attention": [_PTR, _PTR],
     "dlk_decode_projected": [_PTR, _PTR, _PTR],
     "dlk_project_heads": [_PTR, _INT, _PTR, _PTR, _PTR, _INT, _INT, _INT, _PTR],
@@ -141,7 +135,8 @@ def size(name: str, *args: int) -> int:
 pointer = _ptr
 
 
-def _pending(norm: PendingNorm | None) -> tuple[int | None, int, float]:
+def pending_norm(norm: PendingNorm | None) -> tuple[int | None, int, float]:
+    """As arguments of a kernel: stream_rows, stream_dim, stream_eps."""
     return (None, 0, 0.0) if norm is None else (_ptr(norm.stream), norm.stream.shape[1], norm.eps)
 
 
@@ -158,7 +153,7 @@ def silu_and_mul(x: Tensor, pending: PendingNorm | None = None) -> Tensor:
     """x: [T, 2I] (gate, up) -> silu(gate) * up: [T, I]. pending: of x."""
     rows, inner = x.shape[0], x.shape[1] // 2
     out = x.new_empty(rows, inner)
-    _call("dlk_silu_and_mul", _ptr(x), _ptr(out), *_pending(pending), rows, inner)
+    _call("dlk_silu_and_mul", _ptr(x), _ptr(out), *pending_norm(pending), rows, inner)
     return out
 
 
@@ -215,35 +210,6 @@ def skinny_linear(
         *[num_tokens, n, k, int(swiglu), int(out_dtype == torch.float32), row_tiles],
     )
     return out
-
-
-def qk_norm_rope_kv_write(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    kv_cache: Tensor,
-    kv_scales: Tensor | None = None,
-    pending: PendingNorm | None = None,
-) -> Tensor:
-    """qkv [T, (Hq + 2 Hk) D] -> q [T, Hq, D]; writes k and v to kv_cache [blocks, 2, Hk, bs, D].
-
-    kv_scales: [2, Hk] float32 for an E4M3 cache (stored value * scale = value). pending: of qkv.
-    """
-    _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    num_tokens = qkv.shape[0]
-    num_q_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    q = qkv.new_empty(num_tokens, num_q_heads, head_dim)
-    _call(
-        "dlk_qk_norm_rope_kv_write",
-        *[_ptr(qkv), _ptr(q_weight), _ptr(k_weight), eps, _ptr(cos_sin), _ptr(positions)],
-        *[_ptr(slot_mapping), _ptr(kv_cache), _ptr(kv_scales), _ptr(q), *_pending(pending)],
-        *[num_tokens, num_q_heads, num_kv_heads, block_size, head_dim],
-    )
-    return q
 
 
 def begin_step(

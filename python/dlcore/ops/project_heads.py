@@ -8,7 +8,7 @@ from dlcore.ops import kernels
 from dlcore.ops.attention_kernels import NewTokens
 from dlcore.ops.norm import rms_norm
 from dlcore.ops.residual_stream import ResidualStream
-from dlcore.ops.tile_linear import linear_tile
+from dlcore.ops.tile_linear import LinearTile, linear_tile
 from dlcore.ops.weight_product import WeightProduct
 
 HEAD_DIM = 128
@@ -19,12 +19,13 @@ def project_heads_pays(x: Tensor, weight: Tensor, bias: Tensor | None, kv_cache:
     rows."""
     if bias is not None or kv_cache.shape[4] != HEAD_DIM or not kernels.usable(x, weight):
         return False
+    return kv_cache.dtype in kernels.KV_CACHE_DTYPES and _head_tile(x, weight) is not None
+
+
+def _head_tile(x: Tensor, weight: Tensor) -> LinearTile | None:
     tile = linear_tile(x.shape[0], *weight.shape)
-    return (
-        tile is not None
-        and (tile.tokens, tile.rows, tile.splits) == (64, HEAD_DIM, 1)
-        and kv_cache.dtype in kernels.KV_CACHE_DTYPES
-    )
+    is_head = tile is not None and (tile.tokens, tile.rows, tile.splits) == (64, HEAD_DIM, 1)
+    return tile if is_head else None
 
 
 def project_heads(
@@ -45,7 +46,7 @@ def project_heads(
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     num_q_heads = weight.shape[0] // head_dim - 2 * num_kv_heads
     q = x.new_empty(x.shape[0], num_q_heads, head_dim)
-    tile = linear_tile(x.shape[0], *weight.shape)
+    tile = _head_tile(x, weight)
     assert tile is not None
     product = WeightProduct(x=x, weight=weight, squares=squares, eps=norm_eps)
     kernels.call(

@@ -28,33 +28,59 @@ def qk_norm_rope_kv_write(
     pending:   of qkv, if its rows are still to be scaled
     returns q: [T, Hq, D]
     """
-    q_weight, k_weight, eps, cos_sin = tokens.q_weight, tokens.k_weight, tokens.eps, tokens.cos_sin
-    positions, slot_mapping = tokens.positions, tokens.slot_mapping
-    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    head_dim = kv_cache.shape[4]
     is_known = kv_cache.dtype in kernels.KV_CACHE_DTYPES
     if kernels.usable(qkv) and is_known and head_dim in kernels.ROPE_HEAD_DIMS:
-        weights, where = (q_weight, k_weight, eps, cos_sin), (positions, slot_mapping)
-        return kernels.qk_norm_rope_kv_write(qkv, *weights, *where, kv_cache, kv_scales, pending)
-    if pending is not None:
-        qkv = pending.apply(qkv)
+        return _by_kernel(qkv, tokens, kv_cache, kv_scales, pending)
+    return _by_torch(qkv if pending is None else pending.apply(qkv), tokens, kv_cache, kv_scales)
+
+
+def _by_kernel(
+    qkv: Tensor,
+    tokens: NewTokens,
+    kv_cache: Tensor,
+    kv_scales: Tensor | None,
+    pending: PendingNorm | None,
+) -> Tensor:
+    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    num_tokens, width = qkv.shape
+    num_q_heads = width // head_dim - 2 * num_kv_heads
+    q = qkv.new_empty(num_tokens, num_q_heads, head_dim)
+    pointer = kernels.pointer
+    kernels.call(
+        "dlk_qk_norm_rope_kv_write",
+        *[tokens.as_argument(qkv), pointer(kv_cache), pointer(kv_scales), pointer(q)],
+        *kernels.pending_norm(pending),
+        *[num_tokens, num_q_heads, num_kv_heads, block_size, head_dim],
+    )
+    return q
+
+
+def _by_torch(qkv: Tensor, tokens: NewTokens, kv_cache: Tensor, kv_scales: Tensor | None) -> Tensor:
+    num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
     q_and_k, v = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
-    if q_weight is not None and k_weight is not None:
-        head_weights = [q_weight.expand(num_q_heads, -1), k_weight.expand(num_kv_heads, -1)]
-        q_and_k = rms_norm(q_and_k, torch.cat(head_weights), eps)
-    q_and_k = rotate_half_split(q_and_k, cos_sin[positions.long()])
-    slots = slot_mapping.long()
+    if tokens.q_weight is not None and tokens.k_weight is not None:
+        q_weights = tokens.q_weight.expand(num_q_heads, -1)
+        k_weights = tokens.k_weight.expand(num_kv_heads, -1)
+        q_and_k = rms_norm(q_and_k, torch.cat([q_weights, k_weights]), tokens.eps)
+    q_and_k = rotate_half_split(q_and_k, tokens.cos_sin[tokens.positions.long()])
+    _write(kv_cache, kv_scales, tokens.slot_mapping.long(), q_and_k[:, num_q_heads:], v)
+    return q_and_k[:, :num_q_heads]
+
+
+def _write(kv_cache: Tensor, kv_scales: Tensor | None, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """k and v: [T, Hk, D]."""
+    block_size = kv_cache.shape[3]
     block = slots.div(block_size, rounding_mode="floor")
     offset = slots - block * block_size
-    k = q_and_k[:, num_q_heads:]
     if kv_scales is not None:  # torch has no indexed writes of E4M3: write its bytes
         k = quantize(k, kv_scales[0, :, None]).view(torch.uint8)
         v = quantize(v, kv_scales[1, :, None]).view(torch.uint8)
         kv_cache = kv_cache.view(torch.uint8)
     kv_cache[block, 0, :, offset] = k
     kv_cache[block, 1, :, offset] = v
-    return q_and_k[:, :num_q_heads]
 
 
 def rotate_half_split(x: Tensor, cos_sin: Tensor) -> Tensor:
