@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from decode_step import DecodeStep
-from kernel_inputs import EPS, SHAPES, VOCAB, Shape, bf16, paged_kv
+from kernel_inputs import EPS, SHAPES, VOCAB, PagedQueries, Shape, bf16, paged_kv, state_of
 from kernel_timing import Case, sets_for, time_us
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +22,7 @@ from dlcore.attention import triton_attention
 from dlcore.ops import attention_kernels, kernels, sample_kernels
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.tile_linear import linear_tile, tile_linear
-from dlcore.step_buffers import DeviceState, SamplerBuffers, StepBuffers
+from dlcore.step_buffers import SamplerBuffers
 
 
 def linear_cases(tokens: tuple[int, ...], row_tiles: tuple[int, ...]) -> Iterator[Case]:
@@ -194,39 +194,10 @@ def _prefill_cases(shape: Shape, query_lens: list[int], seq_lens: list[int]) -> 
             q, kv_fp8, torch.empty_like(q), workspace
         ),
     )
-    step, state = _as_step(kv, q.shape[0])
+    queries, state = PagedQueries("mixed", kv), state_of(kv.block_tables, kv.seq_lens)
     yield case(
         op="prefill_attention/triton",
-        run=lambda i: triton_attention.paged_attention(q, kv.kv_cache, step, state, kv.scale),
-    )
-
-
-def _as_step(kv: attention_kernels.PagedKv, num_tokens: int) -> tuple[StepBuffers, DeviceState]:
-    """What an attention backend reads of `kv`."""
-    empty = torch.zeros(num_tokens, dtype=torch.int32, device="cuda")
-    assert kv.query_start_loc is not None
-    assert kv.seq_slots is not None
-    step = StepBuffers(
-        kind="mixed",
-        arena=empty,
-        header=empty,
-        token_ids=empty,
-        positions=empty,
-        slot_mapping=empty,
-        token_seq=empty,
-        query_start_loc=kv.query_start_loc,
-        seq_lens=kv.seq_lens,
-        seq_slots=kv.seq_slots,
-        logits_indices=empty,
-        row_start_loc=empty,
-        row_fields=empty,
-    )
-    return step, _state(kv.block_tables, empty)
-
-
-def _state(block_tables: Tensor, last_tokens: Tensor) -> DeviceState:
-    return DeviceState(
-        block_tables=block_tables, last_tokens=last_tokens, token_counts=last_tokens, kv_caches=()
+        run=lambda i: triton_attention.paged_attention(q, kv.kv_cache, queries, state, kv.scale),
     )
 
 
@@ -305,7 +276,7 @@ def _draw_case(
         top_ids=torch.zeros(rows, 20, dtype=torch.int32, device="cuda"),
         top_logprobs=torch.zeros(rows, 20, device="cuda"),
     )
-    state = _state(ints, ints.clone())
+    state = state_of(ints, ints.clone())
 
     def run(i: int) -> None:
         if with_logprobs:

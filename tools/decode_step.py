@@ -3,18 +3,16 @@ head."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from kernel_inputs import EPS, VOCAB, Shape, bf16, paged_kv
+from kernel_inputs import EPS, VOCAB, PagedQueries, Shape, bf16, paged_kv, state_of
 from torch import Tensor, nn
 
+from dlcore.attention.hopper_attention import HopperAttention
+from dlcore.attention.projected import Projection, attend_stream
 from dlcore.layers.norm import RMSNorm
 from dlcore.ops import attention_kernels, kernels
-from dlcore.ops.linear import linear, norm_linear, norm_swiglu, residual_linear
+from dlcore.ops.linear import linear, norm_swiglu, residual_linear
 from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
-from dlcore.ops.project_heads import project_heads, project_heads_pays
-from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import ResidualStream
 
 
@@ -28,7 +26,7 @@ class DecodeStep:
                 bf16(shape.hidden, shape.q_heads * d, scale=0.02),
                 bf16(2 * shape.inner, shape.hidden, scale=0.02),
                 bf16(shape.hidden, shape.inner, scale=0.02),
-                replace(paged_kv(shape, [1] * batch, [context] * batch), query_start_loc=None),
+                paged_kv(shape, [1] * batch, [context] * batch),
             )
             for _ in range(shape.layers)
         ]
@@ -42,9 +40,7 @@ class DecodeStep:
         self.slots = (kv.block_tables[:, -1] * 16 + 15).contiguous()
         self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
         self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
-        self.attention_space = attention_kernels.decode_workspace(
-            batch, shape.kv_heads, d, self.x.device
-        )
+        self.attention = HopperAttention.create(self.x.device)
         self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
         weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
         cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
@@ -71,9 +67,6 @@ class DecodeStep:
     def attend(
         self, stream: ResidualStream, weight: Tensor, kv: attention_kernels.PagedKv
     ) -> Tensor:
-        at_once = attention_kernels.decode_projected_pays(
-            stream.x.shape[0], self.shape.q_heads, kv.kv_cache
-        )
         tokens = attention_kernels.NewTokens(
             q_weight=self.head_norm,
             k_weight=self.head_norm,
@@ -82,14 +75,9 @@ class DecodeStep:
             positions=self.positions,
             slot_mapping=self.slots,
         )
-        if at_once:
-            qkv, _ = norm_linear(stream, EPS, weight)
-            return attention_kernels.decode_projected(qkv, tokens, kv, self.attention_space)
-        if project_heads_pays(stream.x, weight, None, kv.kv_cache):
-            q = project_heads(stream, EPS, weight, tokens, kv.kv_cache, kv.kv_scales)
-        else:
-            qkv, pending = norm_linear(stream, EPS, weight, may_leave_norm=True)
-            q = qk_norm_rope_kv_write(qkv, tokens, kv.kv_cache, kv.kv_scales, pending)
-        out = torch.empty_like(q)
-        attention_kernels.decode_attention(q, kv, out, self.attention_space)
-        return out
+        projection = Projection(
+            weight=weight, bias=None, norm_eps=EPS, num_q_heads=self.shape.q_heads
+        )
+        queries, state = PagedQueries("decode", kv), state_of(kv.block_tables, self.rows)
+        cache = (kv.kv_cache, queries, state, kv.scale, kv.kv_scales)
+        return attend_stream(self.attention, stream, projection, tokens, *cache)

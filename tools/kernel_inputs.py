@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlcore.ops import attention_kernels
+from dlcore.step_buffers import DeviceState
 
 EPS = 1e-6
 VOCAB = 151936
@@ -28,6 +29,38 @@ SHAPES = (
     Shape(name="0.6b", layers=28, hidden=1024, q_heads=16, kv_heads=8, inner=3072),
     Shape(name="8b", layers=36, hidden=4096, q_heads=32, kv_heads=8, inner=12288),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PagedQueries:
+    """What an attention backend reads of a step over `kv`."""
+
+    kind: str  # "decode" or "mixed"
+    kv: attention_kernels.PagedKv
+
+    @property
+    def query_start_loc(self) -> Tensor:
+        assert self.kv.query_start_loc is not None
+        return self.kv.query_start_loc
+
+    @property
+    def seq_lens(self) -> Tensor:
+        return self.kv.seq_lens
+
+    @property
+    def seq_slots(self) -> Tensor:
+        assert self.kv.seq_slots is not None
+        return self.kv.seq_slots
+
+    @property
+    def num_seqs(self) -> int:
+        return self.seq_lens.shape[0]
+
+
+def state_of(block_tables: Tensor, last_tokens: Tensor) -> DeviceState:
+    return DeviceState(
+        block_tables=block_tables, last_tokens=last_tokens, token_counts=last_tokens, kv_caches=()
+    )
 
 
 def bf16(*shape: int, scale: float = 1.0) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlcore.attention import triton_attention
 from dlcore.ops import attention_kernels, kernels
-from dlcore.step_buffers import DeviceState, Queries, StepBuffers
+from dlcore.step_buffers import DeviceState, Queries
 
 MAX_KV_HEADS = 128
 
@@ -60,7 +60,7 @@ class HopperAttention:
         return out
 
     def takes_projected(
-        self, activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: StepBuffers
+        self, activations: Tensor, num_q_heads: int, kv_cache: Tensor, step: Queries
     ) -> bool:
         """Whether `attend_projected` is for this step."""
         return (
@@ -75,7 +75,7 @@ class HopperAttention:
         qkv: Tensor,
         tokens: attention_kernels.NewTokens,
         kv_cache: Tensor,
-        step: StepBuffers,
+        step: Queries,
         state: DeviceState,
         scale: float,
         kv_scales: Tensor | None,

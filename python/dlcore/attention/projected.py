@@ -13,7 +13,7 @@ from dlcore.ops.linear import norm_linear
 from dlcore.ops.project_heads import project_heads, project_heads_pays
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from dlcore.ops.residual_stream import ResidualStream
-from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows
+from dlcore.step_buffers import DeviceState, Queries, WantedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ def attend_stream(
     projection: Projection,
     tokens: NewTokens,
     kv_cache: Tensor,
-    step: StepBuffers,
+    step: Queries,
     state: DeviceState,
     scale: float,
     kv_scales: Tensor | None,
