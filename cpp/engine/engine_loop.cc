@@ -68,7 +68,6 @@ Status EngineLoop::Turn() {
   if (Status status = LaunchSteps(); !status.ok()) return status;
   if (pipeline_->in_flight() > 0) return CommitOldest();
   HandOut();
-  PublishStats();
   Rest();
   return {};
 }
@@ -98,8 +97,8 @@ void EngineLoop::DeliverKv() {
   if (kv_link_ != nullptr) kv_link_->Deliver(&scheduler_);
 }
 
-// After a plan, which starts pulls and grants leases, and after a commit, which
-// says what may be read. A lease's name is wanted before its step is over.
+// After a plan, which starts pulls and grants leases: a lease's name is wanted
+// before its step is over.
 void EngineLoop::PostKv() {
   if (kv_link_ == nullptr) return;
   kv_link_->Post(&scheduler_, &batch_);
@@ -183,8 +182,8 @@ Status EngineLoop::WaitForOldest(bool* done) {
 
 void EngineLoop::HandOut() {
   scheduler_.TakeOutputs(&batch_);
+  if (kv_link_ != nullptr) kv_link_->Post(&scheduler_, &batch_);  // what may be read
   PublishStats();  // first: whoever has an output finds it counted
-  PostKv();
   outputs_.Push(&batch_);
 }
 
