@@ -16,7 +16,7 @@ def test_generated_requests_get_documented_answers() -> None:
     """
     tool = [sys.executable, str(ROOT / "tools" / "fuzz_http.py"), "--phases", "fuzzing"]
     done = subprocess.run(
-        [*tool, "--cases", "300", "--examples", "15"],
+        [*tool, "--cases", "500", "--examples", "25"],
         capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
