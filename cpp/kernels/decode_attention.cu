@@ -328,7 +328,7 @@ int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens
                          cudaStream_t stream) {
   using namespace dlcore::kernels;
   if (args->query_start_loc != nullptr || args->num_q_heads / args->num_kv_heads >= kMaxGroup ||
-      tokens->qkv == nullptr || (tokens->q_weight == nullptr) != (tokens->k_weight == nullptr)) {
+      tokens->qkv == nullptr || !NormsBothOrNone(*tokens)) {
     return cudaErrorInvalidValue;
   }
   return RunDecode(*args, *tokens, stream);

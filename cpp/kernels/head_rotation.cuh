@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/common.cuh"
+#include "kernels/kernels.h"
 
 // RMSNorm and rotation of q and k heads, and how the paged cache keeps k and v: for the kernel that
 // does only this and for decode attention, whose lanes hold other parts of a head. Every product
@@ -43,6 +44,11 @@ __device__ __forceinline__ void RotateLanes(float (&v)[8], const float* cosines,
     const float partner = __shfl_xor_sync(kFullMask, v[j], kHalfLanes);
     v[j] = Rotated(v[j], sign * partner, cosines[j], sines[j]);
   }
+}
+
+// q and k are both normed, or neither.
+inline bool NormsBothOrNone(const dlk_new_tokens& tokens) {
+  return (tokens.q_weight == nullptr) == (tokens.k_weight == nullptr);
 }
 
 // Where the heads of new tokens go: q on, k and v to the paged cache.

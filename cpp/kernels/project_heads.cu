@@ -134,8 +134,7 @@ int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_toke
   const dlk_new_tokens& t = *tokens;
   if (a.num_tokens < 1 || a.k % tile::kTileK != 0 || stages < 2 || stages > tile::kMaxStages ||
       a.bias != nullptr || a.residual != nullptr || a.swiglu ||
-      a.n != (num_q_heads + 2 * num_kv_heads) * kHeadDim ||
-      (t.q_weight == nullptr) != (t.k_weight == nullptr)) {
+      a.n != (num_q_heads + 2 * num_kv_heads) * kHeadDim || !NormsBothOrNone(t)) {
     return cudaErrorInvalidValue;
   }
   const Params p{

@@ -14,15 +14,9 @@ constexpr unsigned kFewBlocks = 4 * 132, kMaxTurns = 4;
 constexpr int kTokenThreads = 256;  // where a block has a token
 
 struct Params {
-  const bf16* qkv;
-  const bf16* q_weight;
-  const bf16* k_weight;
-  const float* cos_sin;
-  const int32_t* positions;
-  const int32_t* slot_mapping;
+  dlk_new_tokens tokens;
   HeadOutputs out;
   int num_tokens;
-  float eps;
   const bf16* stream;  // [T, stream_dim] or null
   int stream_dim;
   float stream_eps;
@@ -31,7 +25,7 @@ struct Params {
 template <int kHeadDim>
 __device__ __forceinline__ uint4 LoadHead(const Params& p, int token, int head, int lane) {
   const int64_t row = static_cast<int64_t>(token) * p.out.NumHeads() + head;
-  return Load16(p.qkv + row * kHeadDim + lane * 8);
+  return Load16(static_cast<const bf16*>(p.tokens.qkv) + row * kHeadDim + lane * 8);
 }
 
 // One head of one token; a lane's 8 values of it, times `scale`.
@@ -46,12 +40,13 @@ __device__ __forceinline__ void Process(const Params& p, int token, int head, in
   float rotated[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) rotated[j] = v[j];
-  if (p.q_weight != nullptr) {
-    const bf16* weight = p.out.IsQuery(head) ? p.q_weight : p.k_weight;
-    NormLanes<kHeadDim>(rotated, Load16(weight + lane * 8), p.eps);
+  if (p.tokens.q_weight != nullptr) {
+    const void* weights = p.out.IsQuery(head) ? p.tokens.q_weight : p.tokens.k_weight;
+    const auto* weight = static_cast<const bf16*>(weights);
+    NormLanes<kHeadDim>(rotated, Load16(weight + lane * 8), p.tokens.eps);
   }
   const float* cosines =
-      p.cos_sin + static_cast<int64_t>(position) * kHeadDim + lane % (kHeadDim / 16) * 8;
+      p.tokens.cos_sin + static_cast<int64_t>(position) * kHeadDim + lane % (kHeadDim / 16) * 8;
   RotateLanes<kHeadDim>(rotated, cosines, cosines + kHeadDim / 2, lane);
   if (!valid) return;
 #pragma unroll
@@ -77,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Cache) == 2 ? 16 : 0)
     const int64_t safe = valid ? item : last;
     const int token = static_cast<int>(safe / num_heads), head = static_cast<int>(safe % num_heads);
     WaitForPrevious();
-    const int position = p.positions[token], slot = p.slot_mapping[token];
+    const int position = p.tokens.positions[token], slot = p.tokens.slot_mapping[token];
     const uint4 values = LoadHead<kHeadDim>(p, token, head, lane);
     Process<kHeadDim, Cache>(p, token, head, lane, valid, position, slot, values, 1.0f);
     if (!kLooped) break;
@@ -96,7 +91,10 @@ __global__ void __launch_bounds__(kTokenThreads, sizeof(Cache) == 2 ? 8 : 6)
   const int token = blockIdx.x, last = p.out.NumHeads() - 1;
   WaitForPrevious();
   uint4 values = LoadHead<kHeadDim>(p, token, min(first, last), lane);
-  if (threadIdx.x == 0) position = p.positions[token], slot = p.slot_mapping[token];
+  if (threadIdx.x == 0) {
+    position = p.tokens.positions[token];
+    slot = p.tokens.slot_mapping[token];
+  }
   const bf16* row = p.stream + static_cast<int64_t>(token) * p.stream_dim;
   const float inverse_rms = InverseRms(row, p.stream_dim, p.stream_eps, scratch);
   if (threadIdx.x == 0) scale = inverse_rms;
@@ -143,21 +141,12 @@ int dlk_qk_norm_rope_kv_write(const dlk_new_tokens* tokens, void* kv_cache, cons
                               float stream_eps, int num_tokens, int num_q_heads, int num_kv_heads,
                               int block_size, int head_dim, cudaStream_t stream) {
   using namespace dlcore::kernels;
-  const dlk_new_tokens& t = *tokens;
-  if ((t.q_weight == nullptr) != (t.k_weight == nullptr) || stream_dim % 8 != 0) {
-    return cudaErrorInvalidValue;
-  }
+  if (!NormsBothOrNone(*tokens) || stream_dim % 8 != 0) return cudaErrorInvalidValue;
   if (num_tokens == 0) return cudaSuccess;
   const Params p{
-      static_cast<const bf16*>(t.qkv),
-      static_cast<const bf16*>(t.q_weight),
-      static_cast<const bf16*>(t.k_weight),
-      t.cos_sin,
-      t.positions,
-      t.slot_mapping,
+      *tokens,
       {static_cast<bf16*>(q_out), kv_cache, kv_scales, num_q_heads, num_kv_heads, block_size},
       num_tokens,
-      t.eps,
       static_cast<const bf16*>(stream_rows),
       stream_dim,
       stream_eps};
