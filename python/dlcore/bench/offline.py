@@ -7,7 +7,8 @@ The figures and how they are taken:
   and each after `idle_s` without work, as a lone request finds a GPU that its power limit has not
   slowed down;
 - prefill: tokens a second over a batch of prompts with one token of answer each;
-- mixed: answer tokens a second, all requests at once, lengths drawn from a seeded generator.
+- mixed: answer tokens a second, all requests at once, lengths drawn from a seeded generator;
+  over `repeats` draws, as one alone moves the figure by some 2%.
 Prompts are random token ids, new every time, so that no prefix cache helps.
 """
 
@@ -131,14 +132,18 @@ class OfflineBench:
 
     def _mixed(self) -> Figure:
         plan = self._plan
-        inputs = [self._rng.randint(*plan.mixed_input) for _ in range(plan.mixed_requests)]
-        outputs = [self._rng.randint(*plan.mixed_output) for _ in range(plan.mixed_requests)]
-        seconds = self._seconds(inputs, outputs)
+        draws = []  # of each: answer tokens, seconds
+        for _ in range(plan.repeats):
+            inputs = [self._rng.randint(*plan.mixed_input) for _ in range(plan.mixed_requests)]
+            outputs = [self._rng.randint(*plan.mixed_output) for _ in range(plan.mixed_requests)]
+            draws.append((sum(outputs), self._seconds(inputs, outputs)))
+        tokens, seconds = (sum(column) for column in zip(*draws, strict=True))
+        each = ", ".join(f"{tokens / seconds:,.0f}" for tokens, seconds in draws)
         how = (
             f"{plan.mixed_requests} requests, {plan.mixed_input[0]}-{plan.mixed_input[1]} in, "
-            f"{plan.mixed_output[0]}-{plan.mixed_output[1]} out"
+            f"{plan.mixed_output[0]}-{plan.mixed_output[1]} out; draws: {each}"
         )
-        return Figure("mixed", sum(outputs) / seconds, "tokens/s", how)
+        return Figure("mixed", tokens / seconds, "tokens/s", how)
 
     def _seconds(self, input_lens: Sequence[int], output_lens: Sequence[int]) -> float:
         vocab = self._llm.vocab_size
