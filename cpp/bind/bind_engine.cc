@@ -194,8 +194,10 @@ void BindEngine(nb::module_& m) {
       .def("release_kv_lease", &ReleaseKvLease, "lease_id"_a, "epoch"_a,
            "Ends a lease this engine granted. False when it had ended already.")
       .def("start", &PyEngine::Start, nb::call_guard<nb::gil_scoped_release>())
-      .def("stop", &PyEngine::Stop,
-           "Aborts what is left, joins the thread and drops the callable. Idempotent.")
+      .def(
+          "stop", &PyEngine::Stop,
+          "Aborts what is left, joins the thread and drops the callable. Idempotent. False when a\n"
+          "step hangs: its thread is left behind, and the arenas and the KV pool must stay.")
       .def("submit", &PyEngine::Submit, "request_id"_a, "prompt_token_ids"_a, "params"_a,
            nb::kw_only(), "priority"_a = 0, "cache_salt"_a = nb::bytes("", 0),
            "constraint"_a = nb::none(), "resume_token_ids"_a = nb::none(),

@@ -100,13 +100,15 @@ void PyEngine::SetEager(nb::object step) {
 
 void PyEngine::Start() { ThrowIfError(engine_->Start()); }
 
-void PyEngine::Stop() {
+bool PyEngine::Stop() {
+  bool drained;
   {
     // The engine thread may need the GIL to end its step.
     const nb::gil_scoped_release released;
-    engine_->Stop();
+    drained = engine_->Stop();
   }
   slot_->step.reset();
+  return drained;
 }
 
 void PyEngine::Submit(uint64_t request_id, nb::handle prompt_token_ids,

@@ -27,7 +27,7 @@ class PyEngine {
   void AddGraphs(const StepKey& key, const std::vector<uint64_t>& graph_execs);
   void SetEager(nanobind::object step);
   void Start();
-  void Stop();
+  bool Stop();
   void Submit(uint64_t request_id, nanobind::handle prompt_token_ids, const SamplingParams& params,
               int32_t priority, nanobind::bytes cache_salt, const PyConstraint* constraint,
               nanobind::handle resume_token_ids, const KvSource* kv_source, bool hold_kv);

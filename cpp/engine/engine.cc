@@ -177,19 +177,21 @@ Status Engine::Start() {
   return {};
 }
 
-void Engine::Stop() {
-  if (impl_ == nullptr) return;
+bool Engine::Stop() {
+  if (impl_ == nullptr) return true;
   const std::lock_guard lock(impl_->mutex);
   impl_->state = Impl::State::kStopped;
   impl_->loop->RequestStop();
   impl_->Join();
   impl_->watchdog.reset();
   // After this nothing reads or writes the pool, unless the thread was left behind.
-  if (impl_->loop->drained()) {
+  const bool drained = impl_->loop->drained();
+  if (drained) {
     const std::lock_guard kv_lock(impl_->kv_mutex);
     impl_->loop->SetKvLink(nullptr);
   }
   impl_->loop->outputs().Close(FinishReason::kAbort, "the engine is stopped");
+  return drained;
 }
 
 Status Engine::Submit(Request request) {

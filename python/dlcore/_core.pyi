@@ -379,9 +379,10 @@ class Engine:
 
     def start(self) -> None: ...
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """
-        Aborts what is left, joins the thread and drops the callable. Idempotent.
+        Aborts what is left, joins the thread and drops the callable. Idempotent. False when a
+        step hangs: its thread is left behind, and the arenas and the KV pool must stay.
         """
 
     def submit(self, request_id: int, prompt_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64], params: SamplingParams, *, priority: int = 0, cache_salt: bytes = b'', constraint: TokenConstraint | None = None, resume_token_ids: Sequence[int] | numpy.typing.NDArray[numpy.int32] | numpy.typing.NDArray[numpy.int64] | None = None, kv_source: KvSource | None = None, hold_kv: bool = False) -> None:

@@ -9,6 +9,7 @@ graph must not).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,12 @@ def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple
     return sorted({(t, bucket(seqs)) for t in tokens for seqs in seq_counts(t)})
 
 
+@functools.cache
+def _stream(device_index: int) -> torch.cuda.Stream:
+    """To capture on: one for all engines of a process, as libraries keep a workspace for each."""
+    return torch.cuda.Stream(device_index)  # type: ignore[no-untyped-call]
+
+
 @dataclass(slots=True, kw_only=True)
 class StepCapturer:
     """Captures graphs into one shared memory pool and keeps them alive: C++ holds raw handles."""
@@ -77,7 +84,7 @@ class StepCapturer:
     row_fields: Tensor  # int32: the copy of StepBuffers.row_fields
     report: LayerReport | None  # of a node that lends KV
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
-    stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
+    stream: torch.cuda.Stream = field(default_factory=lambda: _stream(torch.cuda.current_device()))
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 
     @classmethod

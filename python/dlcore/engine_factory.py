@@ -23,7 +23,7 @@ def open_session(config: EngineConfig) -> EngineSession:
         loaded.core,
         _served_model(loaded),
         _core.SamplingParams,
-        keep_alive=loaded,
+        stop_core=loaded.stop,
         kv_peer=KvPeer(LocalKvLink(loaded.core), kv) if kv is not None else None,
     )
     loaded.core.start()

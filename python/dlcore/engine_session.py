@@ -81,16 +81,16 @@ class EngineSession:
         model: ServedModel,
         make_params: Callable[..., Any],
         *,
-        keep_alive: object = None,
+        stop_core: Callable[[], object] | None = None,
         rules: SessionRules | None = None,
         kv_peer: KvPeer | None = None,
     ) -> None:
-        """`keep_alive` owns the memory a running core reads and writes. `rules`: where those of
-        constrained requests are compiled, by default here."""
+        """`stop_core`: by default `core.stop`. `rules`: where those of constrained requests are
+        compiled, by default here."""
         self.core = core
         self.model = model
         self._make_params = make_params
-        self._keep_alive = keep_alive
+        self._stop_core = stop_core or core.stop
         self.kv_peer = kv_peer
         self._detokenizers = (
             DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
@@ -229,7 +229,7 @@ class EngineSession:
 
     def stop(self) -> None:
         """Stops the core. Any thread; idempotent."""
-        self.core.stop()
+        self._stop_core()
         self.rules.close()
 
     def is_alive(self) -> bool:

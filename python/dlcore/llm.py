@@ -152,7 +152,7 @@ class LLM:
         return self._session.core.stats()
 
     def close(self) -> None:
-        """Stops the engine. Idempotent."""
+        """Stops the engine and gives its memory back. Idempotent."""
         self._stop()
 
     def __enter__(self) -> LLM:

@@ -34,9 +34,9 @@ WEIGHT_BYTES_PER_THREAD = 2**25
 
 @dataclass(slots=True, kw_only=True)
 class LoadedEngine:
-    """An engine whose model is loaded. The caller starts and stops `core`.
+    """An engine whose model is loaded. The caller starts `core`.
 
-    Keep this object as long as `core` runs: it owns the memory the steps read and write.
+    Keep this object until it is stopped: it owns the memory the steps read and write.
     """
 
     core: _core.Engine
@@ -45,6 +45,14 @@ class LoadedEngine:
     options: _core.EngineOptions
     startup_times: dict[str, float]  # seconds by phase
     keep_alive: tuple[object, ...] = field(default=(), repr=False)
+
+    def stop(self) -> None:
+        """Stops `core` and gives back what its steps read and wrote, so that the process can load
+        another model. A step that hangs keeps its memory. Any thread; idempotent."""
+        if not self.core.stop():
+            return
+        self.keep_alive = ()
+        torch.cuda.empty_cache()
 
 
 def build_engine(config: EngineConfig) -> LoadedEngine:

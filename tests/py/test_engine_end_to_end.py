@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+import torch
 
 from dlcore import LLM, AsyncLLM, ConfigError, SamplingParams
 from dlcore.engine_client import EngineDeadError, QueueFullError
@@ -23,6 +26,10 @@ def comes_true(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
+
+
+def modules_alive() -> weakref.WeakSet[torch.nn.Module]:
+    return weakref.WeakSet(x for x in gc.get_objects() if issubclass(type(x), torch.nn.Module))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,15 @@ def test_the_null_model_streams_like_a_real_one(null_llm: LLM) -> None:
         completion = output.outputs[0]
         assert len(completion.token_ids) == 40
         assert completion.text == tokenizer.decode(completion.token_ids)
+
+
+def test_a_closed_engine_gives_back_its_model_while_one_still_holds_the_llm() -> None:
+    others = modules_alive()
+    with LLM(max_num_batched_tokens=64, num_kv_blocks=64) as closed:
+        own = modules_alive() - others
+        assert own
+    assert not own
+    assert closed.stats()["num_running"] == 0
 
 
 @pytest.mark.parametrize(

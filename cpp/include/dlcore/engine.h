@@ -88,8 +88,9 @@ class Engine {
   Status ReleaseKvLease(LeaseRef lease);
 
   Status Start();
-  // Fails what is queued or running with kAbort and joins the thread. Idempotent.
-  void Stop();
+  // Fails what is queued or running with kAbort and joins the thread. Idempotent. False when a step
+  // hangs: its thread is left behind, and what steps read and write must stay.
+  bool Stop();
 
   Status Submit(Request request);
   void Abort(RequestId id);

@@ -102,7 +102,7 @@ class Supervisor:
         finally:
             _end(front_ends)
             self._server.stop()
-            self._engine.core.stop()
+            self._engine.stop()
 
     def _supervise(self, front_ends: list[FrontEnd]) -> int:
         while not self._signalled.wait(CHECK_INTERVAL_S):

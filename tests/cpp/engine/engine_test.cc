@@ -172,12 +172,12 @@ TEST(EngineTest, StopWhileBusyAbortsEveryRequestAndJoins) {
   ASSERT_TRUE(harness.engine().Start().ok());
   for (uint64_t id = 0; id < 40; ++id) ASSERT_TRUE(harness.Submit(id, 200).ok());
   harness.PollOnce(1);
-  harness.engine().Stop();
+  EXPECT_TRUE(harness.engine().Stop());
   while (harness.PollOnce(1)) {
   }
   EXPECT_EQ(harness.num_finished(), 40u);
   EXPECT_EQ(harness.Submit(99, 1).code(), StatusCode::kUnavailable);
-  harness.engine().Stop();
+  EXPECT_TRUE(harness.engine().Stop());
   EXPECT_FALSE(harness.PollOnce(10));
 }
 

@@ -1,0 +1,24 @@
+"""What an engine leaves on the GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from dlcore import LLM, SamplingParams
+
+GIB = 2**30
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+def test_a_closed_engine_gives_its_memory_back_while_one_still_holds_the_llm() -> None:
+    closed, left = [], []
+    for _ in range(3):
+        # of 16 tokens x 8 layers x K and V x 2 heads x 64 in bf16: 64 KiB
+        llm = LLM(device="cuda", num_kv_blocks=2**16)
+        closed.append(llm)
+        assert llm.chat([{"role": "user", "content": "What is 3 + 4?"}], GREEDY)[0].outputs
+        assert torch.cuda.memory_reserved() > GIB
+        llm.close()
+        left.append(torch.cuda.memory_reserved())
+    assert max(left) < GIB // 8
+    assert left[2] == left[1]
