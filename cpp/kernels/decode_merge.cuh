@@ -48,29 +48,44 @@ struct Sums {
       *PartialMl(p, part) = make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
     }
   }
-  __device__ static void Add(const DecodeParams& p, int part, State& state) {
-    if (static_cast<int>(threadIdx.x) % 4 * 2 >= p.a.num_q_heads / p.a.num_kv_heads) return;
-    const float4 ml = __ldcg(PartialMl(p, part));
+  // What a part leaves, and its worker still has.
+  struct Part {
+    float max[2], sum[2];
     float4 o[kTiles];
+  };
+  __device__ static Part PartOf(const State& state) {
+    Part part{{state.max[0], state.max[1]}, {state.sum[0], state.sum[1]}};
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) o[i] = __ldcg(PartialO(p, part) + i * kWarpSize);
-    const float maxima[2] = {ml.x, ml.z}, sums[2] = {ml.y, ml.w};
+    for (int i = 0; i < kTiles; ++i) {
+      part.o[i] = make_float4(state.o[i][0], state.o[i][1], state.o[i][2], state.o[i][3]);
+    }
+    return part;
+  }
+  __device__ static Part Load(const DecodeParams& p, int index) {
+    if (static_cast<int>(threadIdx.x) % 4 * 2 >= p.a.num_q_heads / p.a.num_kv_heads) return {};
+    const float4 ml = __ldcg(PartialMl(p, index));
+    Part part{{ml.x, ml.z}, {ml.y, ml.w}};
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) part.o[i] = __ldcg(PartialO(p, index) + i * kWarpSize);
+    return part;
+  }
+  __device__ static void Add(const Part& part, State& state) {
     float own[2], other[2];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const float m = fmaxf(state.max[c], maxima[c]);
+      const float m = fmaxf(state.max[c], part.max[c]);
       own[c] = exp2f(state.max[c] - m);
-      other[c] = exp2f(maxima[c] - m);
+      other[c] = exp2f(part.max[c] - m);
       state.max[c] = m;
-      state.sum[c] = state.sum[c] * own[c] + sums[c] * other[c];
+      state.sum[c] = state.sum[c] * own[c] + part.sum[c] * other[c];
     }
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       float(&tile)[4] = state.o[i];
-      tile[0] = tile[0] * own[0] + o[i].x * other[0];
-      tile[1] = tile[1] * own[1] + o[i].y * other[1];
-      tile[2] = tile[2] * own[0] + o[i].z * other[0];
-      tile[3] = tile[3] * own[1] + o[i].w * other[1];
+      tile[0] = tile[0] * own[0] + part.o[i].x * other[0];
+      tile[1] = tile[1] * own[1] + part.o[i].y * other[1];
+      tile[2] = tile[2] * own[0] + part.o[i].z * other[0];
+      tile[3] = tile[3] * own[1] + part.o[i].w * other[1];
     }
   }
   // out: [group, D]
@@ -111,9 +126,12 @@ struct Sums {
     }
     __threadfence();
     if (is_leader) *arrived = 0;
+    // Not in the order of arrival: a step has the same results every time.
+    const Part own = PartOf(state);
+    state.Start();
     for (int i = 0; i < num_parts; ++i) {
-      const int other = runs.Sharer(segment.pair_start, i);
-      if (other != worker) Add(p, runs.Part(other, segment.pair_start), state);
+      const int sharer = runs.Sharer(segment.pair_start, i);
+      Add(sharer == worker ? own : Load(p, runs.Part(sharer, segment.pair_start)), state);
     }
     return true;
   }
