@@ -15,6 +15,7 @@
 // one, and those it read before are corrected.
 
 #include "kernels/decode_query.cuh"
+#include "kernels/mixed_attention.cuh"
 
 namespace dlcore::kernels {
 namespace {
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(Shape::kBoundThreads, Shape::kBlocksPerSm)
   const int end = min(begin + per_block, unit_starts[a.num_seqs] * a.num_kv_heads);
   // Idle blocks make room at once for the next kernel's; the first always waits, for the chain.
   if (begin >= end) {
-    if (blockIdx.x == 0) WaitForPrevious();
+    if (blockIdx.x == 0) WaitForHeads(p);
     return;
   }
   WarpState<kHeadDim, Cache> state;
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(Shape::kBoundThreads, Shape::kBlocksPerSm)
     load(p.KeysAt<kHeadDim, Cache>(segment.Block(token, p.block_shift), segment.head, token));
   }
   __syncthreads();
-  WaitForPrevious();
+  WaitForHeads(p);
 
   auto advance = [&] {
     begin = segment.pair_start + segment.unit_end;
@@ -281,7 +282,10 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
                             : RunShape<kHeadDim, FewestPairs>(p, stream);
 }
 
-int RunDecode(const dlk_attention& a, const dlk_new_tokens& tokens, cudaStream_t stream) {
+}  // namespace
+
+int RunDecodeAttention(const dlk_attention& a, const dlk_new_tokens& tokens,
+                       PrefillCounters* beside, cudaStream_t stream) {
   if (a.num_q_heads % a.num_kv_heads != 0 || a.num_q_heads / a.num_kv_heads > kMaxGroup ||
       a.num_seqs > kMaxSeqs || a.block_size < kWarpTokens ||
       (a.block_size & (a.block_size - 1)) != 0) {
@@ -294,6 +298,7 @@ int RunDecode(const dlk_attention& a, const dlk_new_tokens& tokens, cudaStream_t
   Params p{};
   p.a = a;
   p.tokens = tokens;
+  p.beside = beside;
   while (1 << p.block_shift < a.block_size) ++p.block_shift;
   p.partial_ml = reinterpret_cast<float2*>(bytes);
   bytes += kParts * kMaxGroup * sizeof(float2);
@@ -311,7 +316,6 @@ int RunDecode(const dlk_attention& a, const dlk_new_tokens& tokens, cudaStream_t
   return cudaErrorInvalidValue;
 }
 
-}  // namespace
 }  // namespace dlcore::kernels
 
 int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_dim) {
@@ -321,7 +325,7 @@ int64_t dlk_decode_workspace_bytes(int max_num_seqs, int num_kv_heads, int head_
 }
 
 int dlk_decode_attention(const dlk_attention* args, cudaStream_t stream) {
-  return dlcore::kernels::RunDecode(*args, {}, stream);
+  return dlcore::kernels::RunDecodeAttention(*args, {}, nullptr, stream);
 }
 
 int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens,
@@ -331,5 +335,5 @@ int dlk_decode_projected(const dlk_attention* args, const dlk_new_tokens* tokens
       tokens->qkv == nullptr || !NormsBothOrNone(*tokens)) {
     return cudaErrorInvalidValue;
   }
-  return RunDecode(*args, *tokens, stream);
+  return RunDecodeAttention(*args, *tokens, nullptr, stream);
 }

@@ -6,11 +6,11 @@
 
 namespace dlcore::kernels {
 
-template <int kNumWarps>
+template <int kNumWarps, int kNumBlocks = 132>
 struct WarpShape {
   static constexpr int kWarps = kNumWarps;  // of a block, one on each multiprocessor
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kBlocks = 132;
+  static constexpr int kBlocks = kNumBlocks;
   static constexpr int kWorkers = kBlocks * kWarps;
   static constexpr int kUnitTokens = kWarpTokens;
 };

@@ -76,10 +76,10 @@ __device__ __forceinline__ void ReadStage(const Stage& stage, int g, int t,
 
 // The run's units in the order in which they are requested, and before each pair's what its queries
 // are made of, but for the first pair's.
-template <int kWarps, int kHeadDim, class Cache, class Query>
+template <class Shape, int kHeadDim, class Cache, class Query>
 struct Requests {
-  using Ring = Ring<kWarps, kHeadDim, Cache>;
-  using WarpSegment = Segment<WarpShape<kWarps>>;
+  using Ring = Ring<Shape::kWarps, kHeadDim, Cache>;
+  using WarpSegment = Segment<Shape>;
   const DecodeParams& p;
   const SeqTable& seqs;
   int end;  // of the run
@@ -95,7 +95,7 @@ struct Requests {
       : p(params),
         seqs(table),
         end(run_end),
-        segment(seqs.SegmentAt<WarpShape<kWarps>>(p.a, begin, end)),
+        segment(seqs.SegmentAt<Shape>(p.a, begin, end)),
         done(false) {
     BeginSegment();
     at_queries = false;
@@ -157,7 +157,7 @@ struct Requests {
         AllowNext();  // earlier, its requests would compete with those of K and V
         return;
       }
-      segment = seqs.SegmentAt<WarpShape<kWarps>>(p.a, begin, end);
+      segment = seqs.SegmentAt<Shape>(p.a, begin, end);
       BeginSegment();
     } else if (unit == window + kWarpSize) {
       window = unit;
@@ -167,9 +167,9 @@ struct Requests {
   }
 };
 
-template <int kWarps, int kHeadDim, class Cache, class Query>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const DecodeParams p) {
-  using Shape = WarpShape<kWarps>;
+template <class Shape, int kHeadDim, class Cache, class Query>
+__global__ void __launch_bounds__(Shape::kThreads, 1) StreamDecode(const DecodeParams p) {
+  constexpr int kWarps = Shape::kWarps;
   using Ring = Ring<kWarps, kHeadDim, Cache>;
   using Sums = Sums<kHeadDim, Cache>;
   extern __shared__ __align__(128) char shared_bytes[];
@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   auto* stages = reinterpret_cast<Ring*>(shared_bytes)[warp].stages;
   uint64_t* full = barriers[warp];
 
+  if (p.beside != nullptr) AllowNext();
   if (lane < Ring::kStages) InitBarrier(full + lane, 1);
   FenceBarrierInit();
   const Runs<Shape> runs = CutRuns<Shape>(a, seqs, scratch);
@@ -192,10 +193,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   int begin = runs.Begin(worker);
   const int end = runs.Begin(worker + 1);
   if (begin >= end) {
-    if (blockIdx.x == 0) WaitForPrevious();  // for the chain
+    if (blockIdx.x == 0) WaitForHeads(p);  // for the chain
     return;
   }
-  Requests<kWarps, kHeadDim, Cache, Query> requests(p, seqs, begin, end);
+  Requests<Shape, kHeadDim, Cache, Query> requests(p, seqs, begin, end);
   NewRows<kHeadDim, Cache>& rows = new_rows[Query::kAddsToken ? warp : 0];
   int* slots = stage_slots[warp];
   auto segment = requests.segment;
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   }
   Query source(p);
   source.LoadEarly(queries);
-  WaitForPrevious();
+  WaitForHeads(p);
   while (stage < Ring::kStages && !requests.done) {
     requests.Next(stages + stage, full + stage, slots + stage);
     ++stage;
@@ -265,14 +266,27 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) StreamDecode(const Decod
   }
 }
 
+template <class Shape, int kHeadDim, class Cache, class Query>
+cudaError_t RunShape(const DecodeParams& p, cudaStream_t stream) {
+  static_assert(sizeof(Ring<Shape::kWarps, kHeadDim, Cache>) * Shape::kWarps == kRingsBytes);
+  const size_t smem = kRingsBytes + SeqTable::Bytes(p.a.num_seqs);
+  return Launch(StreamDecode<Shape, kHeadDim, Cache, Query>, Shape::kBlocks, Shape::kThreads, smem,
+                stream, p);
+}
+
 template <int kWarps, int kHeadDim, class Cache>
 cudaError_t Run(const DecodeParams& p, cudaStream_t stream) {
-  static_assert(sizeof(Ring<kWarps, kHeadDim, Cache>) * kWarps == kRingsBytes);
-  const size_t smem = kRingsBytes + SeqTable::Bytes(p.a.num_seqs);
-  return Launch(p.tokens.qkv != nullptr
-                    ? StreamDecode<kWarps, kHeadDim, Cache, ProjectedQuery<kHeadDim, Cache>>
-                    : StreamDecode<kWarps, kHeadDim, Cache, ReadyQuery<kHeadDim, Cache>>,
-                WarpShape<kWarps>::kBlocks, WarpShape<kWarps>::kThreads, smem, stream, p);
+  using Alone = WarpShape<kWarps>;
+  using Ready = ReadyQuery<kHeadDim, Cache>;
+  if (p.tokens.qkv != nullptr) {
+    return RunShape<Alone, kHeadDim, Cache, ProjectedQuery<kHeadDim, Cache>>(p, stream);
+  }
+  if constexpr (kHeadDim == 128) {  // prefill attention's
+    if (p.beside != nullptr) {
+      return RunShape<WarpShape<8, kBesidePrefill>, kHeadDim, Cache, Ready>(p, stream);
+    }
+  }
+  return RunShape<Alone, kHeadDim, Cache, Ready>(p, stream);
 }
 
 // One warp on each of a multiprocessor's schedulers while that is enough for all pairs.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/decode_schedule.cuh"
+#include "kernels/mixed_attention.cuh"
 #include "kernels/mma.cuh"
 #include "kernels/paged.cuh"
 
@@ -14,11 +15,12 @@ namespace dlcore::kernels {
 
 struct DecodeParams {
   dlk_attention a;
-  dlk_new_tokens tokens;  // of no use where qkv is null: a kernel before made queries and cache
-  int block_shift;        // block_size = 1 << block_shift
-  int* arrived;           // [S, Hk], zero between launches
-  float2* partial_ml;     // [kParts, kMaxGroup]: maximum, sum
-  float* partial_o;       // [kParts, kMaxGroup * D]
+  dlk_new_tokens tokens;    // of no use where qkv is null: a kernel before made queries and cache
+  int block_shift;          // block_size = 1 << block_shift
+  int* arrived;             // [S, Hk], zero between launches
+  float2* partial_ml;       // [kParts, kMaxGroup]: maximum, sum
+  float* partial_o;         // [kParts, kMaxGroup * D]
+  PrefillCounters* beside;  // of the prefill attention that runs beside this kernel, or null
 
   __device__ int Group() const { return a.num_q_heads / a.num_kv_heads; }
   // Where a token's key of one head lies; its value is ValueOffset further on.
@@ -33,6 +35,14 @@ struct DecodeParams {
     return a.num_kv_heads * a.block_size * kHeadDim;
   }
 };
+// For q, and for what this step adds to the cache.
+__device__ __forceinline__ void WaitForHeads(const DecodeParams& p) {
+  WaitForPrevious();
+  if (p.beside != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+    TellReady(p.beside, p.a.kv_cache);
+  }
+}
+
 // A worker, of which there are at most as many as 8 warps on every multiprocessor, cuts at most two
 // pairs: the one it begins within, and its last.
 inline constexpr size_t kParts = 2 * 8 * 132;

@@ -99,7 +99,7 @@ struct dlk_attention {
   const int32_t* seq_lens;         // [S], 0 = padding
   const int32_t* seq_slots;        // [S], rows of block_tables, or null: sequence s is row s
   const int32_t* block_tables;     // [*, max_blocks]
-  float* workspace;                // zeroed once: dlk_decode_workspace_bytes; prefill: 8 bytes
+  float* workspace;                // zeroed once: dlk_decode_workspace_bytes, or prefill's
   float scale;                     // of q . k
   int num_tokens, num_seqs;        // buckets
   int num_q_heads, num_kv_heads, head_dim, block_size, max_blocks;
@@ -127,7 +127,12 @@ int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_toke
 
 // Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128,
 // block_size a power of two from 16 to 128.
+int64_t dlk_prefill_workspace_bytes(void);
 int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream);
+
+// dlk_decode_attention, and beside it dlk_prefill_attention of the sequences with more query
+// tokens; of both the conditions. args->workspace is decode attention's.
+int dlk_mixed_attention(const dlk_attention* args, void* prefill_workspace, cudaStream_t stream);
 
 // Starts a step: block_tables[flat index] = block for each update of the arena, and
 // token_ids_out [T] int64 = token_ids, with pending ones (-1) replaced by the token their

@@ -11,13 +11,13 @@
 //
 // Each block of a fixed grid takes the next tile when it has done one; a sequence's tiles with the
 // longest context go first. Which tokens a tile holds is read on the device. The loading
-// warp is up to one tile of work ahead.
+// warp is up to one tile of work ahead. Where tiles are few, blocks share a tile's keys, and the
+// last of them to end adds up what all have found.
 
 #include <algorithm>
 
 #include "kernels/kernels.h"
-#include "kernels/prefill_tiles.cuh"
-#include "kernels/wgmma.cuh"
+#include "kernels/prefill_merge.cuh"
 
 namespace dlcore::kernels {
 namespace {
@@ -25,12 +25,11 @@ namespace {
 using Params = PrefillParams;
 template <class Cache>
 constexpr int kThreads = kConsumers + kHelperWarps<Cache>* kWarpSize;
-
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// A thread's, of those that the block starts with; what the helpers leave is the consumers'.
+template <class Cache>
+constexpr int kHelperRegisters = sizeof(Cache) == 1 ? 48 : 56;
+template <class Cache>
+constexpr int kConsumerRegisters = sizeof(Cache) == 1 ? 208 : 224;
 
 // The cache past the context may hold anything, NaN included; its weight is 0, so make it 0.
 __device__ void ClearValuesPast(int num_valid, char* values) {
@@ -48,86 +47,6 @@ __device__ __forceinline__ void TakeTurn(int warpgroup) {
 __device__ __forceinline__ void PassTurn(int warpgroup) {
   asm volatile("bar.arrive %0, %1;" ::"r"(3 - warpgroup), "n"(kConsumers) : "memory");
 }
-
-// 64 rows of queries. A thread holds two of them, g and g + 8 of its warp's 16.
-struct Consumer {
-  float s[64], o[64];
-  uint32_t weights[8][4];  // P in bf16, as the A operand of 8 products
-  float max[2], sum[2], shrink[2];
-
-  __device__ void Start() {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) o[i] = 0;
-    max[0] = max[1] = -INFINITY;
-    sum[0] = sum[1] = 0;
-  }
-  __device__ void MultiplyKeys(const char* q, const char* k) {
-    const uint64_t a = DescriptorKMajor(SharedAddress(q));
-    const uint64_t b = DescriptorKMajor(SharedAddress(k));
-    WgmmaFence();
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int step = (i / 4) * (kColumnBytes >> 4) + (i % 4) * 2;
-      WgmmaShared(s, a + step, b + step, i > 0);
-    }
-    WgmmaCommit();
-  }
-  __device__ void MultiplyValues(const char* v) {
-    const uint64_t b = DescriptorMnMajor(SharedAddress(v), kColumnBytes);
-    WgmmaFence();
-#pragma unroll
-    for (int i = 0; i < 8; ++i) WgmmaRegisters(o, weights[i], b + i * (2048 >> 4));
-    WgmmaCommit();
-  }
-  // visible[i]: how many of the tile's tokens row i sees.
-  __device__ void Mask(const int (&visible)[2]) {
-    const int t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < 64; ++i) {
-      const int token = (i / 4) * 8 + 2 * t + i % 2;
-      if (token >= visible[i / 2 % 2]) s[i] = -INFINITY;
-    }
-  }
-  __device__ void Softmax(float scale) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      // Four running values each: one would be a chain of 32 dependent operations.
-      float m[4] = {max[row], -INFINITY, -INFINITY, -INFINITY};
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        m[j % 4] = fmaxf(m[j % 4], fmaxf(s[4 * j + 2 * row], s[4 * j + 2 * row + 1]));
-      }
-      float largest = fmaxf(fmaxf(m[0], m[1]), fmaxf(m[2], m[3]));
-      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
-      const float offset = largest == -INFINITY ? 0.0f : largest * scale;
-      shrink[row] = Exp2(max[row] * scale - offset);
-      max[row] = largest;
-      float total[4] = {};
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& x = s[4 * j + 2 * row + c];
-          x = Exp2(x * scale - offset);
-          total[j % 2 * 2 + c] += x;
-        }
-      }
-      sum[row] = sum[row] * shrink[row] + ((total[0] + total[1]) + (total[2] + total[3]));
-    }
-  }
-  __device__ void PackWeights() {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) weights[i][j] = PackBf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
-    }
-  }
-  __device__ void Shrink() {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) o[i] *= shrink[i / 2 % 2];
-  }
-};
 
 __device__ void StoreRows(const Params& p, const Work& work, const Consumer& c, float v_scale,
                           const int (&rows)[2]) {
@@ -150,7 +69,7 @@ __device__ void StoreRows(const Params& p, const Work& work, const Consumer& c, 
   }
 }
 
-// A tile of work, of which this warpgroup has 64 rows; the first loads counts all that came before.
+// A part of the work, of which this warpgroup has 64 rows; first_load counts all that came before.
 template <class Cache>
 __device__ void Attend(const Params& p, const Work& work, int buffer, int first_load,
                        Shared<Cache>& shared) {
@@ -165,7 +84,7 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
   const float v_scale = sizeof(Cache) == 1 ? scales[p.a.num_kv_heads + work.kv_head] : 1.0f;
   const float scale = p.a.scale * k_scale * 1.44269504f;  // exponentials in base 2
   const char* q = shared.q[buffer] + warpgroup * 64 * 128;
-  auto token_of = [&](int i) { return (work.num_tiles - 1 - i) * kTokens; };
+  auto token_of = [&](int i) { return (work.end_tile - 1 - i) * kTokens; };
   auto stage_of = [&](int i) { return (first_load + i) % kStages; };
   auto parity_of = [&](int i) { return (first_load + i) / kStages & 1; };
   Consumer c;
@@ -210,7 +129,9 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
   c.MultiplyValues(shared.v[stage_of(last)]);
   WgmmaWait<0>();
   if (lane == 0) Arrive(&shared.v_empty[stage_of(last)]);
-  StoreRows(p, work, c, v_scale, rows);
+  if (work.num_parts == 1 || MergeParts(p, work, scale, shared.arrived[warpgroup], c)) {
+    StoreRows(p, work, c, v_scale, rows);
+  }
 }
 
 template <class Cache>
@@ -254,25 +175,20 @@ __global__ void __launch_bounds__(kThreads<Cache>, 1)
   }
   __syncthreads();
   if (threadIdx.x >= kConsumers) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kHelperRegisters<Cache>));
     if (threadIdx.x / kWarpSize == kConsumers / kWarpSize) {
       Produce(p, &queries, &cache, shared);
     } else if constexpr (sizeof(Cache) == 1) {
       Convert(shared);
     }
   } else {
-    // All of the registers that the helpers leave.
-    if constexpr (sizeof(Cache) == 1) {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
-    } else {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters<Cache>));
     Consume(p, shared);
   }
 }
 
 template <class Cache>
-cudaError_t Run(const Params& p, cudaStream_t stream) {
+cudaError_t Run(Params p, cudaStream_t stream) {
   const dlk_attention& a = p.a;
   const int group = a.num_q_heads / a.num_kv_heads, queries_per_tile = kRows / group;
   const uint64_t rows = static_cast<uint64_t>(a.num_blocks) * 2 * a.num_kv_heads * a.block_size;
@@ -284,24 +200,35 @@ cudaError_t Run(const Params& p, cudaStream_t stream) {
   error = EncodeMatrix(&cache, a.kv_cache, rows, kHeadDim * sizeof(Cache) / 2, a.block_size);
   if (error != cudaSuccess) return error;
   const int max_tiles = (a.num_tokens / queries_per_tile + a.num_seqs) * a.num_kv_heads;
-  return Launch(PrefillAttention<Cache>, std::min(max_tiles, kMultiprocessors), kThreads<Cache>,
-                sizeof(Shared<Cache>) + 1024, stream, p, queries, cache);
+  p.may_split = a.num_tokens / queries_per_tile * a.num_kv_heads < 2 * kMultiprocessors;
+  const int blocks = p.may_split ? kMultiprocessors : std::min(max_tiles, kMultiprocessors);
+  // Those that may have to wait for room begin with what is left then.
+  p.num_own = p.beside_decode ? std::min(blocks, kMultiprocessors - kBesidePrefill) : blocks;
+  return Launch(PrefillAttention<Cache>, blocks, kThreads<Cache>, sizeof(Shared<Cache>) + 1024,
+                stream, p, queries, cache);
 }
 
 }  // namespace
-}  // namespace dlcore::kernels
 
-int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream) {
-  using namespace dlcore::kernels;
-  const dlk_attention& a = *args;
+int RunPrefillAttention(const dlk_attention& a, PrefillWorkspace* workspace, int min_query,
+                        bool beside_decode, cudaStream_t stream) {
   if (a.head_dim != kHeadDim || a.num_q_heads % a.num_kv_heads != 0 ||
       a.query_start_loc == nullptr || a.num_q_heads / a.num_kv_heads > kRows || a.block_size < 16 ||
       a.block_size > kTokens || (a.block_size & (a.block_size - 1)) != 0) {
     return cudaErrorInvalidValue;
   }
   if (a.num_seqs == 0 || a.num_tokens == 0) return cudaSuccess;
-  auto* counters = reinterpret_cast<int*>(a.workspace);
-  Params p{a, 0, min_query, counters, counters + 1};
+  Params p{a, 0, min_query, workspace, 0, beside_decode, false};
   while (1 << p.block_shift < a.block_size) ++p.block_shift;
   return a.kv_scales != nullptr ? Run<fp8>(p, stream) : Run<bf16>(p, stream);
+}
+
+}  // namespace dlcore::kernels
+
+int64_t dlk_prefill_workspace_bytes() { return sizeof(dlcore::kernels::PrefillWorkspace); }
+
+int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream) {
+  using namespace dlcore::kernels;
+  auto* workspace = reinterpret_cast<PrefillWorkspace*>(args->workspace);
+  return RunPrefillAttention(*args, workspace, min_query, false, stream);
 }

@@ -14,7 +14,6 @@ inline constexpr int kStages = 2;
 inline constexpr int kConsumers = 256;               // two warpgroups
 inline constexpr int kColumnBytes = 128 * kTokens;   // 64 values of every row of a tile
 inline constexpr int kTileBytes = 2 * kColumnBytes;  // both columns
-inline constexpr int kMultiprocessors = 132;
 static_assert(kRows == kTokens);
 
 // Of the warps beside the consumers', the first loads and the others convert.
@@ -39,11 +38,12 @@ struct alignas(1024) Shared {
   uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   uint64_t staged_k_full, staged_k_empty, staged_v_full, staged_v_empty;
   int staged_end;  // comes with staged_k_full: no more tiles
+  int arrived[2];  // parts of a warpgroup's tile of work
   Work work[2];    // comes with q
 };
 
-// Keys and values of a tile of work; `first_load` counts all that came before. Tiles of keys come
-// last first: those that need the causal mask lead.
+// Keys and values of a part of the work; `first_load` counts all that came before. Tiles of keys
+// come last first: those that need the causal mask lead.
 template <class Cache>
 __device__ void LoadContext(const PrefillParams& p, const CUtensorMap* cache, const Work& work,
                             int first_load, Shared<Cache>& shared) {
@@ -55,7 +55,7 @@ __device__ void LoadContext(const PrefillParams& p, const CUtensorMap* cache, co
   const int offset = column * kColumnBytes + box * p.a.block_size * 128;
   auto row_of = [&](int i) {
     // Past the context any block of it will do: those scores are masked.
-    const int first_token = (work.num_tiles - 1 - i) * kTokens;
+    const int first_token = (work.end_tile - 1 - i) * kTokens;
     const int index = min((first_token >> p.block_shift) + box, last_block);
     return (work.table[index] * 2 * p.a.num_kv_heads + work.kv_head) << p.block_shift;
   };
@@ -82,15 +82,30 @@ __device__ void LoadContext(const PrefillParams& p, const CUtensorMap* cache, co
   }
 }
 
+// For q, and for what this step adds to the cache.
+__device__ __forceinline__ void WaitForHeads(const PrefillParams& p) {
+  if (p.beside_decode) {
+    PollReady(&p.workspace->counters, p.a.kv_cache);
+  } else {
+    WaitForPrevious();
+  }
+}
+
 // The loading warp.
 template <class Cache>
 __device__ void Produce(const PrefillParams& p, const CUtensorMap* queries,
                         const CUtensorMap* cache, Shared<Cache>& shared) {
   const int lane = threadIdx.x % kWarpSize;
   const int group = p.a.num_q_heads / p.a.num_kv_heads, queries_per_tile = kRows / group;
-  Work work = FindWork(p, blockIdx.x, queries_per_tile);
-  WaitForPrevious();
-  for (int n = 0, loads = 0;; ++n) {
+  const WorkList list(p, queries_per_tile);
+  const bool has_own = static_cast<int>(blockIdx.x) < p.num_own;
+  if (!has_own) WaitForHeads(p);
+  int item = has_own ? static_cast<int>(blockIdx.x) : list.Take();
+  int n = 0, loads = 0;  // of work, and of its tiles of keys
+  for (bool is_first = has_own;; is_first = false, item = list.Take()) {
+    const Work work = list.At(item);  // the only call: its code is long
+    if (is_first) WaitForHeads(p);
+    if (work.len != 0 && work.num_tiles == 0) continue;
     const int buffer = n % 2;
     uint64_t* full = &shared.q_full[buffer];
     Wait(&shared.q_empty[buffer], (n / 2 & 1) ^ 1);
@@ -117,7 +132,7 @@ __device__ void Produce(const PrefillParams& p, const CUtensorMap* queries,
     }
     LoadContext(p, cache, work, loads, shared);
     loads += work.num_tiles;
-    work = FindWork(p, TakeItem(p), queries_per_tile);
+    ++n;
   }
 }
 

@@ -45,15 +45,22 @@ class HopperAttention:
         kv_scales: Tensor | None = None,
     ) -> Tensor:
         """See AttentionBackend."""
-        has_prompts = queries.kind != "decode"
         if not _supports(q, q.shape[1], kv_cache, queries):
             return triton_attention.paged_attention(q, kv_cache, queries, state, scale, kv_scales)
         paged = _paged(kv_cache, queries, state, scale, kv_scales)
         out = torch.empty_like(q)
+        has_kernel = q.shape[2] == attention_kernels.PREFILL_HEAD_DIM
+        pays = attention_kernels.mixed_attention_pays(q.shape[0], queries.num_seqs)
+        if queries.kind == "mixed" and has_kernel and pays:
+            workspaces = (self.workspace, self.prefill_workspace)
+            attention_kernels.mixed_attention(q, paged, out, *workspaces)
+            return out
         attention_kernels.decode_attention(q, paged, out, self.workspace)
-        if has_prompts and q.shape[2] == attention_kernels.PREFILL_HEAD_DIM:
+        if queries.kind == "decode":
+            return out
+        if has_kernel:
             attention_kernels.prefill_attention(q, paged, out, self.prefill_workspace)
-        elif has_prompts:
+        else:
             triton_attention.prefill_attention(
                 q, kv_cache, queries, state, scale, kv_scales, out, min_query=1
             )

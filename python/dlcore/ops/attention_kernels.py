@@ -169,8 +169,10 @@ def decode_projected(qkv: Tensor, tokens: NewTokens, kv: PagedKv, workspace: Ten
 
 
 def prefill_workspace(device: torch.device) -> Tensor:
-    """The counters by which `prefill_attention` hands out its work: as `decode_workspace`."""
-    return torch.zeros(2, dtype=torch.int32, device=device)
+    """Counters by which `prefill_attention` hands out its work, and results of those who share a
+    tile of it: as `decode_workspace`."""
+    size = kernels.size("dlk_prefill_workspace_bytes")
+    return torch.zeros(size // 4, dtype=torch.float32, device=device)
 
 
 def prefill_attention(
@@ -181,3 +183,18 @@ def prefill_attention(
     D is PREFILL_HEAD_DIM, `kv.query_start_loc` given.
     """
     kernels.call("dlk_prefill_attention", _attention_args(q, kv, out, workspace), min_query)
+
+
+def mixed_attention_pays(num_tokens: int, num_seqs: int) -> bool:
+    """Whether `mixed_attention` is faster than the two one after the other, by the step's buckets,
+    in whole steps on an H100: not where decode attention takes most of the time, as it has fewer
+    multiprocessors beside the other."""
+    return num_seqs <= 64 or num_tokens >= 16 * num_seqs
+
+
+def mixed_attention(
+    q: Tensor, kv: PagedKv, out: Tensor, workspace: Tensor, prefill_workspace: Tensor
+) -> None:
+    """`decode_attention` and, beside it, `prefill_attention`: fills out [T, Hq, D]."""
+    args = _attention_args(q, kv, out, workspace)
+    kernels.call("dlk_mixed_attention", args, pointer(prefill_workspace))

@@ -60,6 +60,7 @@ _SIGNATURES = {
     "dlk_decode_projected": [_PTR, _PTR, _PTR],
     "dlk_project_heads": [_PTR, _INT, _PTR, _PTR, _PTR, _INT, _INT, _INT, _PTR],
     "dlk_prefill_attention": [_PTR, _INT, _PTR],
+    "dlk_mixed_attention": [_PTR, _PTR, _PTR],
     "dlk_begin_step": [*[_PTR] * 8, _INT, _INT, _PTR],
     "dlk_report_layer": [_PTR, _PTR, _INT, _PTR],
     "dlk_sample": [_PTR, _PTR],
@@ -80,6 +81,8 @@ def _library() -> ctypes.CDLL | None:
         function.restype = _INT
     library.dlk_decode_workspace_bytes.argtypes = [_INT] * 3
     library.dlk_decode_workspace_bytes.restype = ctypes.c_int64
+    library.dlk_prefill_workspace_bytes.argtypes = []
+    library.dlk_prefill_workspace_bytes.restype = ctypes.c_int64
     return library
 
 
