@@ -5,8 +5,9 @@
 - long:   time per token of one sequence with 32k and 128k tokens of context, beside the floor of
           reading weights and KV once; long_fp8 the same with an E4M3 KV cache;
 - beside: gaps between tokens of 16 decoding sequences, alone and while a 32k prompt is prefilled;
-- prefix: 256 requests that share 4,096 prompt tokens and differ in 128, cache off and on; and one
-          warm request beside an uncached prompt as long as its suffix.
+- prefix: 256 requests that share 4,096 prompt tokens and differ in 128, cache off and on; one
+          warm request beside an uncached prompt as long as its suffix; and one with 128 tokens
+          after 32k that are cached, as the next turn of a long conversation.
 Prints a table; --json keeps the figures.
 """
 
@@ -123,6 +124,18 @@ async def shared_prefix(load: Load, name: str) -> Figures:
     }
 
 
+async def next_turn(load: Load) -> Figures:
+    """TTFT of 128 tokens after 32k that are cached, and of all of them uncached."""
+    await load.times(load.tokens(KIB), 8)
+    context = load.tokens(32 * KIB)
+    cold = await load.times(context + load.tokens(128), 2)
+    warm = [await load.times(context + load.tokens(128), 1) for _ in range(5)]
+    return {
+        "turn_32k_uncached_ttft_ms": 1e3 * cold[0],
+        "turn_32k_cached_ttft_ms": 1e3 * statistics.median(a[0] for a in warm),
+    }
+
+
 Scenario = Callable[[Load], Coroutine[Any, Any, Figures]]
 
 
@@ -201,6 +214,8 @@ def main() -> None:
                 return shared_prefix(load, name)
 
             figures |= asyncio.run(run(str(args.model), sized, scenario))
+        sized = options | {"max_model_len": 40000, "enable_prefix_caching": True}
+        figures |= asyncio.run(run(str(args.model), sized, next_turn))
     for name, value in figures.items():
         print(f"{name:<32}{value:>12.2f}")
     if args.json is not None:
