@@ -9,7 +9,8 @@ graph must not).
 
 from __future__ import annotations
 
-import functools
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,13 +68,18 @@ def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple
     return sorted({(t, bucket(seqs)) for t in tokens for seqs in seq_counts(t)})
 
 
-@functools.cache
-def _stream(device_index: int) -> torch.cuda.Stream:
-    """To capture on: one for all engines of a process, as libraries keep a workspace for each."""
-    return torch.cuda.Stream(device_index)  # type: ignore[no-untyped-call]
+# By device, the streams of engines that are gone. cuBLAS has a workspace for each stream it saw,
+# and graphs captured there use it: engines at work at the same time must not share a stream, and
+# a new one for each that follows another would leave 32 MiB behind.
+_spare_streams: defaultdict[int, list[torch.cuda.Stream]] = defaultdict(list)
 
 
-@dataclass(slots=True, kw_only=True)
+def _take_stream() -> torch.cuda.Stream:
+    spare = _spare_streams[torch.cuda.current_device()]
+    return spare.pop() if spare else torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+@dataclass(kw_only=True)
 class StepCapturer:
     """Captures graphs into one shared memory pool and keeps them alive: C++ holds raw handles."""
 
@@ -84,8 +90,12 @@ class StepCapturer:
     row_fields: Tensor  # int32: the copy of StepBuffers.row_fields
     report: LayerReport | None  # of a node that lends KV
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
-    stream: torch.cuda.Stream = field(default_factory=lambda: _stream(torch.cuda.current_device()))
+    stream: torch.cuda.Stream = field(default_factory=_take_stream)
     graphs: list[torch.cuda.CUDAGraph] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        spare = _spare_streams[torch.cuda.current_device()]
+        weakref.finalize(self, spare.append, self.stream)
 
     @classmethod
     def create(
