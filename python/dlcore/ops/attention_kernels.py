@@ -188,8 +188,10 @@ def prefill_attention(
 def mixed_attention_pays(num_tokens: int, num_seqs: int) -> bool:
     """Whether `mixed_attention` is faster than the two one after the other, by the step's buckets,
     in whole steps on an H100: not where decode attention takes most of the time, as it has fewer
-    multiprocessors beside the other."""
-    return num_seqs <= 64 or num_tokens >= 16 * num_seqs
+    multiprocessors beside the other, nor where there is next to none of it."""
+    is_mostly_decodes = num_seqs > 64 and num_tokens < 16 * num_seqs
+    is_mostly_prompts = num_tokens >= 256 * num_seqs
+    return not is_mostly_decodes and not is_mostly_prompts
 
 
 def mixed_attention(
