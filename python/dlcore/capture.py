@@ -79,6 +79,13 @@ def _take_stream() -> torch.cuda.Stream:
     return spare.pop() if spare else torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
+def _give_back(
+    stream: torch.cuda.Stream, graphs: list[torch.cuda.CUDAGraph], spare: list[torch.cuda.Stream]
+) -> None:
+    graphs.clear()  # first: with a graph, torch may free the workspace of the stream it is from
+    spare.append(stream)
+
+
 @dataclass(kw_only=True)
 class StepCapturer:
     """Captures graphs into one shared memory pool and keeps them alive: C++ holds raw handles."""
@@ -95,7 +102,8 @@ class StepCapturer:
 
     def __post_init__(self) -> None:
         spare = _spare_streams[torch.cuda.current_device()]
-        weakref.finalize(self, spare.append, self.stream)
+        gone = weakref.finalize(self, _give_back, self.stream, self.graphs, spare)
+        gone.atexit = False  # a core may still launch them
 
     @classmethod
     def create(
