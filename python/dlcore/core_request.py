@@ -28,7 +28,7 @@ class RequestLimits:
 
 
 def check_request(
-    prompt_token_ids: Sequence[int],
+    prompt_token_ids: Sequence[int] | np.ndarray[Any, Any],
     params: SamplingParams,
     limits: RequestLimits,
     tokenizer: Tokenizer | None,
@@ -120,7 +120,7 @@ def core_params(
     }
 
 
-def _check_prompt(ids: Sequence[int], limits: RequestLimits) -> None:
+def _check_prompt(ids: Sequence[int] | np.ndarray[Any, Any], limits: RequestLimits) -> None:
     if not len(ids):
         raise ParameterError("prompt", "must hold at least one token")
     if len(ids) >= limits.max_model_len:
@@ -133,7 +133,7 @@ def _check_prompt(ids: Sequence[int], limits: RequestLimits) -> None:
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    values = np.asarray(list(ids))
+    values = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
     if not values.size:
         return
     if values.ndim != 1 or values.dtype.kind not in "iu":
