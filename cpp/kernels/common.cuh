@@ -16,6 +16,7 @@ using bf16x2 = __nv_bfloat162;
 using fp8 = __nv_fp8_e4m3;
 
 inline constexpr int kWarpSize = 32;
+inline constexpr int kMultiprocessors = 132;  // of an H100 and an H200
 inline constexpr unsigned kFullMask = 0xffffffffu;
 
 // --- Chained launches (programmatic dependent launch).

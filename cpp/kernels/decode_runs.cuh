@@ -6,7 +6,7 @@
 
 namespace dlcore::kernels {
 
-template <int kNumWarps, int kNumBlocks = 132>
+template <int kNumWarps, int kNumBlocks = kMultiprocessors>
 struct WarpShape {
   static constexpr int kWarps = kNumWarps;  // of a block, one on each multiprocessor
   static constexpr int kThreads = kWarps * kWarpSize;

@@ -27,7 +27,7 @@ struct Shape {
   static constexpr int kWarps = kNumWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kBlocksPerSm = kNumBlocksPerSm;
-  static constexpr int kBlocks = 132 * kBlocksPerSm;
+  static constexpr int kBlocks = kMultiprocessors * kBlocksPerSm;
   static constexpr int kUnitTokens = kWarps * kWarpTokens;
   // A warp may have more than the 128 registers that 16 warps on a multiprocessor leave each.
   static constexpr bool kIsRoomy = kWarps * kBlocksPerSm <= 8;

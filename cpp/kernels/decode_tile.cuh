@@ -45,7 +45,7 @@ __device__ __forceinline__ void WaitForHeads(const DecodeParams& p) {
 
 // A worker, of which there are at most as many as 8 warps on every multiprocessor, cuts at most two
 // pairs: the one it begins within, and its last.
-inline constexpr size_t kParts = 2 * 8 * 132;
+inline constexpr size_t kParts = 2 * 8 * kMultiprocessors;
 
 // Where StreamPays: decode_stream.cu.
 cudaError_t StreamDecodeAttention(const DecodeParams& p, cudaStream_t stream);

@@ -125,9 +125,9 @@ int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_toke
                       void* kv_cache, const float* kv_scales, int num_q_heads, int num_kv_heads,
                       int block_size, cudaStream_t stream);
 
+int64_t dlk_prefill_workspace_bytes(void);
 // Sequences with more than `min_query` query tokens (others are skipped), causal. D is 128,
 // block_size a power of two from 16 to 128.
-int64_t dlk_prefill_workspace_bytes(void);
 int dlk_prefill_attention(const dlk_attention* args, int min_query, cudaStream_t stream);
 
 // dlk_decode_attention, and beside it dlk_prefill_attention of the sequences with more query

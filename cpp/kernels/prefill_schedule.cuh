@@ -12,7 +12,6 @@ namespace dlcore::kernels {
 
 inline constexpr int kRows = 128;    // of queries, a tile of work
 inline constexpr int kTokens = 128;  // of keys and values, a tile
-inline constexpr int kMultiprocessors = 132;
 // Of keys, a part has at least so many where a tile of work has several: adding up takes as long.
 inline constexpr int kFewestTiles = 4;
 

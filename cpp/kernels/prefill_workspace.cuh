@@ -17,7 +17,7 @@ struct PrefillCounters {
 struct PrefillWorkspace {
   // Parts of a tile of work that share its keys have a slot each; there are at most as many as
   // multiprocessors (prefill_schedule.cuh).
-  static constexpr int kSlots = 132;
+  static constexpr int kSlots = kMultiprocessors;
   static constexpr int kWarpgroups = 2, kThreads = 128, kVectors = 17;
 
   PrefillCounters counters;

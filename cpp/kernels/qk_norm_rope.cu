@@ -10,7 +10,7 @@ namespace dlcore::kernels {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr unsigned kFewBlocks = 4 * 132, kMaxTurns = 4;
+constexpr unsigned kFewBlocks = 4 * kMultiprocessors, kMaxTurns = 4;
 constexpr int kTokenThreads = 256;  // where a block has a token
 
 struct Params {

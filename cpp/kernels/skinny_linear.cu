@@ -278,7 +278,7 @@ cudaError_t RunShape(const Params& p, bool norm, bool swiglu, bool float_out, in
 // As many rows a block as leave about a block for each multiprocessor; measured on an H100. Long
 // rows in few blocks would leave too little in flight.
 int ChooseRowTiles(int weight_rows, int k) {
-  constexpr int kWantedBlocks = 120, kMultiprocessors = 132, kLongRow = 4096;
+  constexpr int kWantedBlocks = 120, kLongRow = 4096;
   if (weight_rows < kWantedBlocks * 16) return 1;
   const bool few_long_rows = weight_rows < kMultiprocessors * 32 && k >= kLongRow;
   return weight_rows < kWantedBlocks * 32 || few_long_rows ? 2 : 4;

@@ -39,7 +39,6 @@ inline constexpr int kCluster = 2;
 inline constexpr int kWarpgroups = kTokens / 64;
 inline constexpr int kConsumers = kWarpgroups * 128;
 inline constexpr int kThreads = kConsumers + 128;
-inline constexpr int kMultiprocessors = 132;
 
 using Sums = float[kRows / 2];  // of a thread: two rows of 64 x 256 outputs
 

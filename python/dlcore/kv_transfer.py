@@ -12,7 +12,8 @@ def open_kv_transfer(
     core: _core.Engine, config: KvTransferConfig, kv_caches: tuple[Tensor, ...]
 ) -> None:
     """`kv_caches`: per layer [num_kv_blocks + 1, 2, num_kv_heads, block_size, D], which must
-    outlive the core. Raises ConfigError, or EngineUnavailable where no transport can listen."""
+    stay until the core has stopped. Raises ConfigError, or EngineUnavailable where no transport
+    can listen."""
     first = kv_caches[0]
     if not all(cache.is_contiguous() and cache.shape == first.shape for cache in kv_caches):
         raise ConfigError("role", f"{config.role}: this model's KV cache cannot be moved")

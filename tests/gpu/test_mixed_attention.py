@@ -75,14 +75,7 @@ def test_both_see_what_their_step_writes_and_who_comes_next_sees_both(
     caches = [before.clone() for _ in range(LAYERS)]
     shape = (LAYERS, step.num_tokens, attn.qkv_proj.weight.shape[0])
     projections = torch.randn(shape, device=GPU).bfloat16()
-    tokens = attention_kernels.NewTokens(
-        q_weight=attn.q_norm,
-        k_weight=attn.k_norm,
-        eps=attn.norm_eps,
-        cos_sin=model.cos_sin,
-        positions=step.positions,
-        slot_mapping=step.slot_mapping,
-    )
+    tokens = attn.new_tokens(step, model.cos_sin)
     workspace = attention_kernels.decode_workspace(step.num_seqs, 8, 128, GPU)
     prefill_workspace = attention_kernels.prefill_workspace(GPU)
 

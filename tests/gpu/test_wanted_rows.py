@@ -78,14 +78,7 @@ def test_decode_attention_waits_for_tokens_of_its_own_step(fp8: bool) -> None:
     )
     out = torch.empty_like(q)
     workspace = attention_kernels.decode_workspace(step.num_seqs, 8, 128, GPU)
-    tokens = attention_kernels.NewTokens(
-        q_weight=attn.q_norm,
-        k_weight=attn.k_norm,
-        eps=attn.norm_eps,
-        cos_sin=model.cos_sin,
-        positions=step.positions,
-        slot_mapping=step.slot_mapping,
-    )
+    tokens = attn.new_tokens(step, model.cos_sin)
     empty = torch.full(cache.shape, torch.nan, device=GPU).to(cache.dtype)
     attention_kernels.decode_attention(q, paged, out, workspace)
     graph = torch.cuda.CUDAGraph()

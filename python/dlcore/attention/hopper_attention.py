@@ -52,8 +52,7 @@ class HopperAttention:
         has_kernel = q.shape[2] == attention_kernels.PREFILL_HEAD_DIM
         pays = attention_kernels.mixed_attention_pays(q.shape[0], queries.num_seqs)
         if queries.kind == "mixed" and has_kernel and pays:
-            workspaces = (self.workspace, self.prefill_workspace)
-            attention_kernels.mixed_attention(q, paged, out, *workspaces)
+            attention_kernels.mixed_attention(q, paged, out, self.workspace, self.prefill_workspace)
             return out
         attention_kernels.decode_attention(q, paged, out, self.workspace)
         if queries.kind == "decode":

@@ -73,6 +73,17 @@ class GqaAttention(nn.Module):
         smallest = torch.finfo(torch.float32).tiny  # of a head whose weights are all zero
         self.kv_scales.copy_(scales_for(torch.stack([k, v.amax(dim=1)]).clamp(min=smallest)))
 
+    def new_tokens(self, step: StepBuffers, cos_sin: Tensor) -> NewTokens:
+        """What makes heads of the projection of this step's tokens."""
+        return NewTokens(
+            q_weight=self.q_norm,
+            k_weight=self.k_norm,
+            eps=self.norm_eps,
+            cos_sin=cos_sin,
+            positions=step.positions,
+            slot_mapping=step.slot_mapping,
+        )
+
     def forward(
         self,
         stream: ResidualStream,
@@ -91,14 +102,7 @@ class GqaAttention(nn.Module):
             norm_eps=self.norm_eps,
             num_q_heads=self.num_heads,
         )
-        tokens = NewTokens(
-            q_weight=self.q_norm,
-            k_weight=self.k_norm,
-            eps=self.norm_eps,
-            cos_sin=cos_sin,
-            positions=step.positions,
-            slot_mapping=step.slot_mapping,
-        )
+        tokens = self.new_tokens(step, cos_sin)
         # Before attention, so that nothing parts it from the product after it.
         residual = stream.x if rows is None else rows.of(stream.x)
         out = attend_stream(

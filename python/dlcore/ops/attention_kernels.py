@@ -172,7 +172,7 @@ def prefill_workspace(device: torch.device) -> Tensor:
     """Counters by which `prefill_attention` hands out its work, and results of those who share a
     tile of it: as `decode_workspace`."""
     size = kernels.size("dlk_prefill_workspace_bytes")
-    return torch.zeros(size // 4, dtype=torch.float32, device=device)
+    return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
 def prefill_attention(

@@ -70,6 +70,13 @@ _SIGNATURES = {
 }
 
 
+# Of functions that say a number of bytes.
+_SIZE_SIGNATURES = {
+    "dlk_decode_workspace_bytes": [_INT] * 3,
+    "dlk_prefill_workspace_bytes": [],
+}
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     if not LIBRARY_PATH.exists():
@@ -79,10 +86,10 @@ def _library() -> ctypes.CDLL | None:
         function = getattr(library, name)
         function.argtypes = argtypes
         function.restype = _INT
-    library.dlk_decode_workspace_bytes.argtypes = [_INT] * 3
-    library.dlk_decode_workspace_bytes.restype = ctypes.c_int64
-    library.dlk_prefill_workspace_bytes.argtypes = []
-    library.dlk_prefill_workspace_bytes.restype = ctypes.c_int64
+    for name, argtypes in _SIZE_SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = argtypes
+        function.restype = ctypes.c_int64
     return library
 
 
