@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcore.core_engine import Int32Array
 from dlcore.resumption import FIELD as RESUME_FIELD
 from dlcore.resumption import ResumeTokenIds
 from dlcore.sampling_params import ParameterError, SamplingParams
@@ -28,13 +29,14 @@ class RequestLimits:
 
 
 def check_request(
-    prompt_token_ids: Sequence[int] | np.ndarray[Any, Any],
+    prompt_token_ids: Sequence[int],
     params: SamplingParams,
     limits: RequestLimits,
     tokenizer: Tokenizer | None,
-) -> None:
-    """Raises ParameterError naming the parameter the engine cannot serve."""
-    _check_prompt(prompt_token_ids, limits)
+) -> Int32Array:
+    """The prompt's ids [tokens]. Raises ParameterError naming the parameter the engine cannot
+    serve."""
+    prompt = _check_prompt(prompt_token_ids, limits)
     if params.stop and tokenizer is None:
         raise ParameterError("stop", "this model has no tokenizer; use stop_token_ids")
     if params.bad_words and tokenizer is None:
@@ -53,6 +55,7 @@ def check_request(
     ):
         if value is not None and value > limits.max_logprobs:
             raise ParameterError(name, f"must be at most {limits.max_logprobs}, got {value}")
+    return prompt.astype(np.int32)
 
 
 def check_resume_ids(resume: ResumeTokenIds, limits: RequestLimits) -> None:
@@ -120,7 +123,7 @@ def core_params(
     }
 
 
-def _check_prompt(ids: Sequence[int] | np.ndarray[Any, Any], limits: RequestLimits) -> None:
+def _check_prompt(ids: Sequence[int], limits: RequestLimits) -> np.ndarray[Any, Any]:
     if not len(ids):
         raise ParameterError("prompt", "must hold at least one token")
     if len(ids) >= limits.max_model_len:
@@ -129,19 +132,20 @@ def _check_prompt(ids: Sequence[int] | np.ndarray[Any, Any], limits: RequestLimi
             f"has {len(ids)} tokens, and max_model_len is {limits.max_model_len} including at "
             f"least one new token; shorten it to {limits.max_model_len - 1}",
         )
-    _check_ids("prompt", ids, limits.vocab_size)
+    return _check_ids("prompt", ids, limits.vocab_size)
 
 
-def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    values = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
+def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> np.ndarray[Any, Any]:
+    values = np.asarray(list(ids))
     if not values.size:
-        return
+        return values
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ParameterError(name, "must hold integers (token ids)")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ParameterError(name, f"token id {wrong} is outside [0, {vocab_size})")
+    return values
 
 
 def _bad_word_ids(words: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:

@@ -16,7 +16,13 @@ import numpy as np
 
 from dlcore import _core
 from dlcore.completion_state import FINISH_ERROR, CompletionState
-from dlcore.core_engine import CoreEngine, CoreOutputBatch, parameter_error, refusal
+from dlcore.core_engine import (
+    CoreEngine,
+    CoreOutputBatch,
+    Int32Array,
+    parameter_error,
+    refusal,
+)
 from dlcore.core_request import (
     RequestLimits,
     check_request,
@@ -131,8 +137,8 @@ class EngineSession:
         if request_id in self._requests:
             raise ParameterError("request_id", f"{request_id!r} is already running")
         model = self.model
-        prompt_ids = np.asarray(prompt_token_ids)  # once: it takes 0.7 ms for 32k tokens
-        check_request(prompt_ids, params, model.limits, model.tokenizer)
+        # Kept for the core: to make an array of 32k ids takes 0.7 ms.
+        prompt_ids = check_request(prompt_token_ids, params, model.limits, model.tokenizer)
         open_completions = list(range(params.n))
         if resume_token_ids is not None:
             check_resume(resume_token_ids, params.n)
@@ -160,7 +166,7 @@ class EngineSession:
         shares_prompt = len(prompt_token_ids) > model.block_size
         self._requests[request_id] = state
         try:
-            self._submit(state, prompt_ids.astype(np.int32), 1 if shares_prompt else params.n)
+            self._submit(state, prompt_ids, 1 if shares_prompt else params.n)
         except Exception:
             self.forget(state)
             raise
@@ -259,8 +265,8 @@ class EngineSession:
         if deltas:
             state.repeat(deltas)
 
-    def _submit(self, state: RequestState, prompt: Any, count: int) -> None:
-        """Submits the next `count` completions, or as many as there are. prompt: int32 [tokens]."""
+    def _submit(self, state: RequestState, prompt: Int32Array, count: int) -> None:
+        """Submits the next `count` completions, or as many as there are."""
         for _ in range(min(count, len(state.unsubmitted))):
             index = state.unsubmitted.pop(0)
             core_id = next(self._next_core_id)
