@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from kernel_timing import captured
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,6 +47,10 @@ class Case:
     flops: float
     run: Callable[[Tensor], object]  # with one of the weights
     weights: list[Tensor]
+
+    def run_all(self) -> None:
+        for weight in self.weights:
+            self.run(weight)
 
 
 def bf16(*shape: int, scale: float = 1.0) -> Tensor:
@@ -89,19 +94,6 @@ def cases(shape: Shape, num_tokens: int) -> Iterator[list[Case]]:
         ]
 
 
-def captured(case: Case) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        case.run(case.weights[0])
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for weight in case.weights:
-            case.run(weight)
-    return graph
-
-
 @dataclass(frozen=True, slots=True)
 class Timing:
     us: float  # a replay
@@ -139,7 +131,7 @@ def main() -> None:
     print(f"{'product':<52}{'us':>10}{'TFLOP/s':>10}{'MHz':>8}{'W':>7}")
     for num_tokens in args.tokens:
         for ways in cases(SHAPES[args.shape], num_tokens):
-            graphs = [captured(case) for case in ways]
+            graphs = [captured(case.run_all)[0] for case in ways]
             for _ in range(args.rounds):
                 for case, graph in zip(ways, graphs, strict=True):
                     timing = sustained(graph, args.seconds)

@@ -1,14 +1,17 @@
-"""The time of a kernel's launches in a CUDA graph, over rotating inputs larger than L2."""
+"""Kernels' launches as a CUDA graph, and their time over rotating inputs larger than L2."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 L2_BYTES = 50e6
+
+Outputs = TypeVar("Outputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +33,27 @@ def new_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def time_us(case: Case, repeats: int = 15) -> float:
-    runs = max(case.num_sets, 20 if case.launches == 1 else 1)
+def captured(run: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]:
+    """`run` as a CUDA graph, and what its replays write. It runs once before, to load kernels."""
     torch.cuda.synchronize()  # the inputs were made on another stream
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
-        for i in range(case.num_sets):
-            case.run(i)
+        run()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
+        outputs = run()
+    return graph, outputs
+
+
+def time_us(case: Case, repeats: int = 15) -> float:
+    runs = max(case.num_sets, 20 if case.launches == 1 else 1)
+
+    def run_all() -> None:
         for i in range(runs):
             case.run(i % case.num_sets)
+
+    graph, _ = captured(run_all)
     times = []
     for i in range(repeats + 3):
         start, end = new_event(), new_event()

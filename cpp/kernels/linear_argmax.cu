@@ -10,6 +10,8 @@
 namespace dlcore::kernels::wide {
 namespace {
 
+constexpr int kTokenTiles = 8;  // go through the weight together: all of 2,048 rows
+
 struct Best {
   float value = -INFINITY;
   int index = kNone;
@@ -102,7 +104,7 @@ int dlk_linear_argmax(const void* x, const void* weight, const int32_t* row_slot
   wide::Product p{};
   p.num_tokens = num_rows, p.n = vocab, p.k = k;
   p.share_stride = wide::kRows / wide::kCluster;
-  p.group = 8;
+  p.group = wide::kTokenTiles;
   const wide::KeepBest::Params params{row_slots, sampled, last_tokens,
                                       static_cast<RowState*>(workspace)};
   return wide::Run<wide::KeepBest>(p, x, weight, vocab, params, stream);

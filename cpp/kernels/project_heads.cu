@@ -19,12 +19,7 @@ constexpr int kTurns = kTokens / kAtOnce;
 
 struct Params {
   HeadOutputs out;
-  const bf16* q_weight;
-  const bf16* k_weight;
-  const float* cos_sin;
-  const int32_t* positions;
-  const int32_t* slot_mapping;
-  float eps;
+  dlk_new_tokens new_tokens;
   int num_tokens, k, num_stages;
   tile::Norm norm;
 };
@@ -38,8 +33,8 @@ struct Tokens {
 #pragma unroll
     for (int i = 0; i < kTurns; ++i) {
       const int token = min(first + i * kAtOnce, p.num_tokens - 1);
-      positions[i] = p.positions[token];
-      slots[i] = p.slot_mapping[token];
+      positions[i] = p.new_tokens.positions[token];
+      slots[i] = p.new_tokens.slot_mapping[token];
     }
   }
 };
@@ -57,14 +52,15 @@ __device__ __forceinline__ void Finish(const Params& p, const Tokens& tokens, co
                                        const float* scales) {
   const int lane = threadIdx.x % kLanes, head = blockIdx.y;
   const bool rotates = !p.out.IsValue(head);
-  const bf16* weights = p.out.IsQuery(head) ? p.q_weight : p.k_weight;
+  const void* weights = p.out.IsQuery(head) ? p.new_tokens.q_weight : p.new_tokens.k_weight;
   uint4 weight = make_uint4(0, 0, 0, 0);
-  if (weights != nullptr) weight = Load16(weights + lane * 8);
+  if (weights != nullptr) weight = Load16(static_cast<const bf16*>(weights) + lane * 8);
   float cosines[kTurns][8], sines[kTurns][8];
 #pragma unroll
   for (int i = 0; i < kTurns; ++i) {
-    const float* angles =
-        p.cos_sin + static_cast<int64_t>(tokens.positions[i]) * kHeadDim + lane % (kLanes / 2) * 8;
+    const float* angles = p.new_tokens.cos_sin +
+                          static_cast<int64_t>(tokens.positions[i]) * kHeadDim +
+                          lane % (kLanes / 2) * 8;
     LoadFloats(angles, cosines[i]);
     LoadFloats(angles + kHeadDim / 2, sines[i]);
   }
@@ -75,7 +71,7 @@ __device__ __forceinline__ void Finish(const Params& p, const Tokens& tokens, co
     float v[8];
     LoadHead(sums + in_tile * Product::kPitch, scales[in_tile], lane, v);
     if (rotates) {  // the whole block, or none
-      if (weights != nullptr) NormLanes<kHeadDim>(v, weight, p.eps);
+      if (weights != nullptr) NormLanes<kHeadDim>(v, weight, p.new_tokens.eps);
       RotateLanes<kHeadDim>(v, cosines[i], sines[i], lane);
     }
     const int token = tokens.first + i * kAtOnce;
@@ -131,20 +127,14 @@ int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_toke
                       int block_size, cudaStream_t stream) {
   using namespace dlcore::kernels;
   const dlk_product& a = *product;
-  const dlk_new_tokens& t = *tokens;
   if (a.num_tokens < 1 || a.k % tile::kTileK != 0 || stages < 2 || stages > tile::kMaxStages ||
       a.bias != nullptr || a.residual != nullptr || a.swiglu ||
-      a.n != (num_q_heads + 2 * num_kv_heads) * kHeadDim || !NormsBothOrNone(t)) {
+      a.n != (num_q_heads + 2 * num_kv_heads) * kHeadDim || !NormsBothOrNone(*tokens)) {
     return cudaErrorInvalidValue;
   }
   const Params p{
       {static_cast<bf16*>(a.out), kv_cache, kv_scales, num_q_heads, num_kv_heads, block_size},
-      static_cast<const bf16*>(t.q_weight),
-      static_cast<const bf16*>(t.k_weight),
-      t.cos_sin,
-      t.positions,
-      t.slot_mapping,
-      t.eps,
+      *tokens,
       a.num_tokens,
       a.k,
       stages,

@@ -14,7 +14,7 @@ from typing import Any
 
 KV_ROLES = ("prefill", "decode")
 MIN_KV_KEY_BYTES = 16
-LOAD_FORMATS = ("auto", "safetensors", "dummy", "null")
+LOAD_FORMATS = ("auto", "safetensors", "dummy", "dummy_uniform", "null")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "torch", "triton")

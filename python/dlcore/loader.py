@@ -81,6 +81,18 @@ def draw_dummy_weights(weights: Mapping[str, Tensor], seed: int) -> None:
                 weight.normal_(0.0, 0.02, generator=generator)
 
 
+def draw_uniform_weights(weights: Mapping[str, Tensor], seed: int) -> None:
+    """All uniform in (-1e-3, 1e-3), norms and biases too, as vLLM's dummy weights are.
+
+    At its power limit, a GPU's speed depends on the numbers.
+    """
+    device = next(iter(weights.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.inference_mode():
+        for weight in weights.values():
+            weight.uniform_(-1e-3, 1e-3, generator=generator)
+
+
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's checkpoint by name. Reads headers only."""
     if not folder.is_dir():

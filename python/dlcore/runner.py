@@ -15,7 +15,7 @@ from dlcore.capture import StepCapturer, decode_sizes
 from dlcore.config import ConfigError, EngineConfig, ModelConfig
 from dlcore.kv_memory import kv_blocks_on_cpu, kv_blocks_on_gpu
 from dlcore.kv_transfer import open_kv_transfer
-from dlcore.loader import draw_dummy_weights, load_safetensors
+from dlcore.loader import draw_dummy_weights, draw_uniform_weights, load_safetensors
 from dlcore.model_folder import read_model_config
 from dlcore.model_runner import EagerStep, allocate_state, reset_state
 from dlcore.models import CausalLM, build_model
@@ -130,6 +130,8 @@ def load_model(config: EngineConfig, model_config: ModelConfig, device: torch.de
     model = build_model(model_config, attention, device)
     if config.load_format == "dummy":
         draw_dummy_weights(model.weight_map(), config.seed)
+    elif config.load_format == "dummy_uniform":
+        draw_uniform_weights(model.weight_map(), config.seed)
     else:
         load_safetensors(model_config.path, model.weight_map(), model.ignored_weights())
     model.weights_loaded()

@@ -10,6 +10,7 @@ from dlcore.attention import choose_attention
 from dlcore.ops import attention_kernels
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -103,19 +104,19 @@ def test_a_captured_decode_sees_the_token_that_the_kernel_before_it_writes(
     )
     outs = [torch.empty_like(case.q) for _ in range(4)]
     workspace = attention_kernels.decode_workspace(num_seqs, 8, 128, device)
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     nan = torch.full((), 255, dtype=torch.uint8, device=device)  # every byte of it
 
     def forget() -> None:
         cache.view(torch.uint8)[blocks, :, :, offsets] = nan
 
-    forget()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
+    def write_and_attend() -> None:
         for out in outs:
             q = qk_norm_rope_kv_write(qkv, tokens, cache, case.kv.kv_scales)
             attention_kernels.decode_attention(q, case.kv, out, workspace)
             forget()
+
+    forget()
+    graph, _ = captured(write_and_attend)
     for _ in range(3):
         for out in outs:
             out.fill_(torch.nan)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -57,13 +58,7 @@ def test_swiglu_of_a_stream_that_a_library_left(num_tokens: int, inner: int, k: 
         stream = ResidualStream(residual.addmm_(x, down.t(), beta=0))
         return stream.x, norm_swiglu(stream, EPS, weight)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        y, out = step()
+    graph, (y, out) = captured(step)
     for _ in range(3):
         x.copy_(random_rows(num_tokens, 256))
         graph.replay()

@@ -10,6 +10,7 @@ from dlcore.ops import attention_kernels
 from dlcore.ops.norm import rms_norm
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from tests.gpu.paged_case import PagedCase, needs_kernels, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -100,10 +101,7 @@ def test_both_see_what_their_step_writes_and_who_comes_next_sees_both(
         return rms_norm(out.flatten(1), None, 1e-6)
 
     expected = [attend(layer, beside=False) for layer in range(LAYERS)]
-    attend(0, beside=True)  # loads the kernels
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [attend(layer, beside=True) for layer in range(LAYERS)]
+    graph, results = captured(lambda: [attend(layer, beside=True) for layer in range(LAYERS)])
     for _ in range(REPLAYS):
         for cache, result in zip(caches, results, strict=True):
             cache.copy_(before)

@@ -12,6 +12,7 @@ from dlcore.ops.residual_stream import ResidualStream
 from dlcore.ops.tile_linear import linear_tile, tile_linear_of_norm
 from dlcore.quant.fp8 import E4M3
 from tests.gpu.paged_case import needs_kernels
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -86,11 +87,7 @@ def test_it_sees_what_the_kernel_before_it_wrote() -> None:
         stream = ResidualStream(kernels.rms_norm(source, None, EPS))
         return project_heads(stream, EPS, weight, tokens, cache)
 
-    heads()  # also without squares: the stream is normed by a kernel before
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = heads()
+    graph, out = captured(heads)  # also without squares: the stream is normed by a kernel before
     for _ in range(3):
         source.copy_(torch.randn(256, 1024, device="cuda"))
         graph.replay()

@@ -11,6 +11,7 @@ from dlcore.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from dlcore.ops import linear
 from dlcore.step_buffers import DeviceState, StepBuffers
 from tests.gpu.paged_case import needs_kernels, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -85,15 +86,6 @@ def test_products_for_many_tokens_equal_the_reference(monkeypatch: pytest.Monkey
     test_prefill_then_mixed_then_decode_equal_the_reference(20)
 
 
-def _captured(model: Qwen3ForCausalLM, step: StepBuffers, state: DeviceState):
-    """The step as a CUDA graph, and the logits it writes."""
-    stream = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
-        logits = model.compute_logits(model(step, state))
-    return graph, logits
-
-
 @pytest.mark.parametrize("num_seqs", [1, 5, 14, 20, 45, 90, 150])
 def test_prefill_then_mixed_then_decode_equal_the_reference(num_seqs: int) -> None:
     meta = Qwen3ForCausalLM(CONFIG, choose_attention("torch", torch.device("cpu")), torch.empty(0))
@@ -119,8 +111,8 @@ def test_prefill_then_mixed_then_decode_equal_the_reference(num_seqs: int) -> No
         assert relative_error(logits.cpu(), reference) < 2e-2
     # A decode step writes what it wrote before: its graph has the same result whenever it runs.
     decode = _step(query_lens, seq_lens, "decode", gpu)
-    graph, replayed = _captured(models[1], decode, states[1])
     with torch.inference_mode():
+        graph, replayed = captured(lambda: models[1].compute_logits(models[1](decode, states[1])))
         for _ in range(20):
             replayed.fill_(torch.nan)
             graph.replay()

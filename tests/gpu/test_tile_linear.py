@@ -13,6 +13,7 @@ from dlcore.ops.tile_linear import (
 )
 from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -90,13 +91,7 @@ def test_tile_linear_in_a_chain_and_a_graph() -> None:
             y = tile_linear_of_norm(y, squares, EPS, weight, tile)
         return y
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        chain()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        out = chain()
+    graph, out = captured(chain)
     for _ in range(3):
         x.copy_(_random(50, 1024))
         expected = _norm(x).bfloat16().float()

@@ -17,6 +17,7 @@ from dlcore.attention import choose_attention
 from dlcore.ops import attention_kernels
 from dlcore.ops.qk_norm_rope_kv_write import qk_norm_rope_kv_write
 from tests.gpu.paged_case import needs_kernels, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -44,9 +45,7 @@ def test_a_row_does_not_depend_on_whether_the_last_layer_runs_for_all(
     with torch.inference_mode():
         expected = rows_of_all_tokens(model, step, state)[:count]
         written = [cache.clone() for cache in state.kv_caches]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            rows = model(step, state)
+        graph, rows = captured(lambda: model(step, state))
         for _ in range(REPLAYS):
             for cache, old in zip(state.kv_caches, before, strict=True):
                 cache.copy_(old)
@@ -80,11 +79,12 @@ def test_decode_attention_waits_for_tokens_of_its_own_step(fp8: bool) -> None:
     workspace = attention_kernels.decode_workspace(step.num_seqs, 8, 128, GPU)
     tokens = attn.new_tokens(step, model.cos_sin)
     empty = torch.full(cache.shape, torch.nan, device=GPU).to(cache.dtype)
-    attention_kernels.decode_attention(q, paged, out, workspace)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def write_and_attend() -> None:
         qk_norm_rope_kv_write(qkv, tokens, cache, attn.kv_scales)
         attention_kernels.decode_attention(q, paged, out, workspace)
+
+    graph, _ = captured(write_and_attend)
     results = []
     for _ in range(REPLAYS):
         cache.copy_(empty)

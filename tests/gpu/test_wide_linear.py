@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from dlcore.ops.wide_linear import wide_linear, wide_linear_before_norm, wide_linear_of_norm
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
+from tools.kernel_timing import captured
 
 pytestmark = needs_kernels
 
@@ -80,13 +81,7 @@ def test_wide_linear_in_a_chain_and_a_graph() -> None:
             y = wide_linear(y, weight, residual=y)
         return y
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        chain()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        out = chain()
+    graph, out = captured(chain)
     for _ in range(3):
         x.copy_(_random(600, 1024))
         expected = x.float()

@@ -31,7 +31,8 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "num_threads": (int, "CPU threads of a step. Default: by the model's size."),
     "load_format": (
         click.Choice(LOAD_FORMATS),
-        "dummy = random weights, null = no model at all (both for benchmarks).",
+        "For benchmarks: dummy = random weights, dummy_uniform = the same drawn as vLLM's are, "
+        "null = no model at all.",
     ),
     "tokenizer": (str, "Folder of another tokenizer than the model's."),
     "gpu_memory_utilization": (float, "Share of the GPU's memory to use. Default: 0.9."),

@@ -11,7 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dlcore.loader import CheckpointError, draw_dummy_weights, load_safetensors
+from dlcore.loader import (
+    CheckpointError,
+    draw_dummy_weights,
+    draw_uniform_weights,
+    load_safetensors,
+)
 
 STORED = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -158,3 +163,17 @@ def test_dummy_weights_are_seeded_and_leave_norms_at_one() -> None:
     assert first["l.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert (first["input_layernorm.weight"] == 1).all()
     assert (first["l.bias"] == 0).all()
+
+
+def test_uniform_weights_are_seeded_small_and_everywhere() -> None:
+    def drawn(seed: int) -> dict[str, Tensor]:
+        weights = {"l.weight": torch.empty(100, 100), "norm.weight": torch.empty(1000)}
+        draw_uniform_weights(weights, seed)
+        return weights
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    for name, weight in first.items():
+        assert torch.equal(weight, again[name])
+        assert not torch.equal(weight, other[name])
+        assert weight.abs().max().item() <= 1e-3
+        assert weight.std().item() == pytest.approx(1e-3 / 3**0.5, rel=0.05)
