@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +34,16 @@ def new_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all: the library keeps a workspace of 32 MiB for each stream."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 def captured(run: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]:
     """`run` as a CUDA graph, and what its replays write. It runs once before, to load kernels."""
     torch.cuda.synchronize()  # the inputs were made on another stream
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _capture_stream()
     with torch.cuda.stream(stream):
         run()
     stream.synchronize()
