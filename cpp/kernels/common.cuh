@@ -19,6 +19,11 @@ inline constexpr int kWarpSize = 32;
 inline constexpr int kMultiprocessors = 132;  // of an H100 and an H200
 inline constexpr unsigned kFullMask = 0xffffffffu;
 
+// A value that is the same in all lanes of a warp. The compiler then knows it, and computes what
+// follows from it once for the warp, as addresses of products' operands; but only where branches
+// and loops on the way there depend on such values alone.
+__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
+
 // --- Chained launches (programmatic dependent launch).
 // A kernel may start while the one before it still runs. It then prepares what
 // does not depend on that one (weights, the step's arena), and waits here before

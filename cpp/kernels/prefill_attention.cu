@@ -73,9 +73,10 @@ __device__ void StoreRows(const Params& p, const Work& work, const Consumer& c, 
 template <class Cache>
 __device__ void Attend(const Params& p, const Work& work, int buffer, int first_load,
                        Shared<Cache>& shared) {
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % kWarpSize;
+  const int warp = Uniform(threadIdx.x / kWarpSize), warpgroup = warp / 4;
+  const int lane = threadIdx.x % kWarpSize;
   const int group = p.a.num_q_heads / p.a.num_kv_heads;
-  const int row = threadIdx.x / kWarpSize * 16 + lane / 4;
+  const int row = warp * 16 + lane / 4;
   const int rows[2] = {row, row + 8};
   const int positions[2] = {work.Position(rows[0] / group), work.Position(rows[1] / group)};
   const int first_position = work.Position(warpgroup * 64 / group);
@@ -119,6 +120,7 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
     WgmmaWait<1>();
     if (lane == 0) Arrive(&shared.k_empty[next_stage]);
     softmax(i + 1);
+    c.MarkSoftmax(&shared.softmax_marks[warp]);
     WgmmaWait<0>();
     if (lane == 0) Arrive(&shared.v_empty[stage]);
     c.Shrink();
@@ -136,11 +138,11 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
 
 template <class Cache>
 __device__ void Consume(const Params& p, Shared<Cache>& shared) {
-  if (threadIdx.x >= 128) PassTurn(1);  // the first warpgroup begins
+  if (Uniform(threadIdx.x / 128) != 0) PassTurn(1);  // the first warpgroup begins
   for (int n = 0, loads = 0;; ++n) {
     const int buffer = n % 2;
     Wait(&shared.q_full[buffer], n / 2 & 1);
-    const Work work = shared.work[buffer];
+    const Work work = shared.work[buffer].OfWarp();
     if (work.len == 0) return;
     Attend(p, work, buffer, loads, shared);
     loads += work.num_tiles;
@@ -174,9 +176,10 @@ __global__ void __launch_bounds__(kThreads<Cache>, 1)
     FenceBarrierInit();
   }
   __syncthreads();
-  if (threadIdx.x >= kConsumers) {
+  const int warp = Uniform(threadIdx.x / kWarpSize);
+  if (warp >= kConsumers / kWarpSize) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kHelperRegisters<Cache>));
-    if (threadIdx.x / kWarpSize == kConsumers / kWarpSize) {
+    if (warp == kConsumers / kWarpSize) {
       Produce(p, &queries, &cache, shared);
     } else if constexpr (sizeof(Cache) == 1) {
       Convert(shared);

@@ -14,7 +14,7 @@ __device__ __forceinline__ void WarpgroupBarrier(int warpgroup) {
 // parts have found, added up in their order. `arrived`: in shared memory.
 __device__ inline bool MergeParts(const PrefillParams& p, const Work& work, float scale,
                                   int& arrived, Consumer& c) {
-  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const int warpgroup = Uniform(threadIdx.x / 128), thread = threadIdx.x % 128;
   auto vectors_of = [&](int part) {
     const int slot = work.slot + part * p.a.num_kv_heads;
     return &p.workspace->parts[slot][warpgroup][0][thread];
@@ -34,7 +34,7 @@ __device__ inline bool MergeParts(const PrefillParams& p, const Work& work, floa
     if (arrived == work.num_parts) *counter = 0;
   }
   WarpgroupBarrier(warpgroup);
-  if (arrived != work.num_parts) return false;
+  if (Uniform(arrived) != work.num_parts) return false;
   __threadfence();
 
   c.Start();

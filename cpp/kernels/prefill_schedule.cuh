@@ -37,6 +37,14 @@ struct Work {
   const int32_t* table;
 
   __device__ int Position(int query) const { return len - num_queries + first_query + query; }
+  // The same, where the compiler is to know what loops and branches depend on (Uniform).
+  __device__ Work OfWarp() const {
+    Work work = *this;
+    for (int* of : {&work.len, &work.end_tile, &work.num_tiles, &work.part, &work.num_parts}) {
+      *of = Uniform(*of);
+    }
+    return work;
+  }
 };
 
 // By one thread of each block once it takes no more: the last cleans up for the next launch.

@@ -39,7 +39,8 @@ struct alignas(1024) Shared {
   uint64_t staged_k_full, staged_k_empty, staged_v_full, staged_v_empty;
   int staged_end;  // comes with staged_k_full: no more tiles
   int arrived[2];  // parts of a warpgroup's tile of work
-  Work work[2];    // comes with q
+  float softmax_marks[kConsumers / kWarpSize];
+  Work work[2];  // comes with q
 };
 
 // Keys and values of a part of the work; `first_load` counts all that came before. Tiles of keys

@@ -146,7 +146,7 @@ struct Product {
   // A warpgroup's 64 rows times all tokens.
   static __device__ void Multiply(const Source& s, Sums& sums) {
     const bool leads = threadIdx.x % kWarpSize == 0;
-    const uint32_t rows = SharedAddress(s.ring) + threadIdx.x / 128 * 64 * kRowBytes;
+    const uint32_t rows = SharedAddress(s.ring) + Uniform(threadIdx.x / 128) * 64 * kRowBytes;
     const uint32_t tokens = SharedAddress(s.ring) + kWeightBytes;
     int stage = 0, parity = 0, previous = 0;
     for (int i = 0; i < s.NumTiles(); ++i) {
@@ -158,8 +158,8 @@ struct Product {
       for (int step = 0; step < kTileK / 16; ++step) {
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
-          const int offset = part * kPartTokens * kRowBytes >> 4;
-          WgmmaShared(sums[part], a + step * 2, b + offset + step * 2, 1);
+          const uint32_t tokens_of_part = part * kPartTokens * kRowBytes;
+          WgmmaShared(sums[part], Advance(a, step * 32), Advance(b, tokens_of_part + step * 32), 1);
         }
       }
       WgmmaCommit();
@@ -188,13 +188,14 @@ struct Product {
   static __device__ __forceinline__ void Run(const Source& source, Meanwhile meanwhile,
                                              Finish finish) {
     constexpr int kProducer = kConsumers, kHelper = kConsumers + kWarpSize;  // their threads
+    const int warp = Uniform(threadIdx.x / kWarpSize);
     if (threadIdx.x == kProducer) ProduceFirst(source);
     __syncthreads();
     WaitForPrevious();
-    if (threadIdx.x >= kConsumers) {
+    if (warp >= kConsumers / kWarpSize) {
       if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
       if (threadIdx.x == kProducer) Produce(source);
-      if (threadIdx.x / kWarpSize == kHelper / kWarpSize) meanwhile();
+      if (warp == kHelper / kWarpSize) meanwhile();
       __syncwarp();
       __syncthreads();
       SyncSums();

@@ -24,6 +24,12 @@ __device__ __forceinline__ uint64_t DescriptorMnMajor(uint32_t address, uint32_t
          (address & 0x3ffff) >> 4;
 }
 
+// Of what lies `bytes` further.
+__device__ __forceinline__ uint64_t Advance(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return descriptor >> 32 << 32 | low;
+}
+
 __device__ __forceinline__ void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }

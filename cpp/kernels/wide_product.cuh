@@ -67,9 +67,8 @@ __device__ __forceinline__ Tile FindTile(const Product& p, int index) {
   return {(token_tile * kCluster + static_cast<int>(ClusterRank())) * kTokens, rest / tokens};
 }
 
-// This thread's warpgroup, known to be the same for all lanes; the first of its two rows of sums
-// among the tile's tokens (the second is 8 further); the first of its columns.
-__device__ __forceinline__ int Warpgroup() { return __shfl_sync(kFullMask, threadIdx.x / 128, 0); }
+// The first of this thread's two rows of sums among the tile's tokens (the second is 8 further);
+// the first of its columns.
 __device__ __forceinline__ int FirstRow() {
   return threadIdx.x / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
 }
@@ -231,7 +230,7 @@ struct Walk {
 template <class Finish>
 __device__ __forceinline__ void Consume(const Product& p, const typename Finish::Params& params,
                                         Shared<Finish>& shared) {
-  const int group = Warpgroup(), num_k_tiles = CeilDiv(p.k, kTileK);
+  const int group = Uniform(threadIdx.x / 128), num_k_tiles = CeilDiv(p.k, kTileK);
   Finish finish(p, params, shared.boxes[group], &shared.arrived[group], group);
   Walk<Finish::kStages> walk(shared, group);
   Sums sums;
