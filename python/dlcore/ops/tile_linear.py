@@ -17,7 +17,7 @@ MAX_TOKENS = 512
 STEP = 64  # values of K in a stage of a block's ring
 # Stages by tokens and rows of a tile: as deep as a chain of small layers takes gladly. Deeper is
 # faster alone, but leaves a multiprocessor less room for the next kernel's first block.
-RINGS = {(32, 64): 12, (64, 64): 11, (64, 128): 7, (64, 192): 5}
+RINGS = {(32, 64): 12, (64, 64): 13, (64, 128): 7, (64, 192): 5}
 MIN_TO_SPLIT = 2048  # values of K that are shared, by up to 4 blocks
 # Clusters of four reach no more multiprocessors: some must take two blocks, with rings as deep.
 REACHED_BY_FOURS, RING_OF_TWO = 120, 6
@@ -28,6 +28,7 @@ DEEP_RING = {32: 5, 64: 7, 128: 5}
 # of a weight with more than 128.
 LONGEST, LONG, SMALL_WEIGHT = 8192, 4096, 6144 * 1024
 FULL_TOKENS = 112  # from here on 128 tokens' tiles are full enough for long K
+RING_OF_HALF = 4  # stages of 64 tokens by 128 rows, of which a multiprocessor has room for two
 # Stages of tiles of 192 rows by their tokens, and how much of the multiprocessors they must use.
 ONE_ROUND_RINGS = {128: 5, 192: 4, 256: 4}
 MIN_USE = 0.7
@@ -78,7 +79,9 @@ def linear_tile(num_tokens: int, rows: int, k: int, *, swiglu: bool = False) -> 
     if not 1 <= num_tokens <= MAX_TOKENS or rows % 16 or k % STEP or k < 4 * STEP:
         return None
     if num_tokens > 256 or (num_tokens > 128 and (k >= LONG or rows * k > SMALL_WEIGHT)):
-        return _one_round(num_tokens, rows, k) if swiglu else None
+        if not swiglu:
+            return None
+        return _two_on_each(num_tokens, rows, k) or _one_round(num_tokens, rows, k)
     if rows > MANY_ROWS:
         tokens = 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
         return LinearTile(
@@ -109,6 +112,15 @@ def _splits(blocks: int, k: int) -> int:
     while k >= MIN_TO_SPLIT and splits < 4 and 2 * splits * blocks <= kernels.MULTIPROCESSORS:
         splits *= 2
     return splits
+
+
+def _two_on_each(num_tokens: int, rows: int, k: int) -> LinearTile | None:
+    """Small tiles of a small weight, two at once on nearly each multiprocessor."""
+    places = 2 * kernels.MULTIPROCESSORS
+    blocks = -(-num_tokens // 64) * -(-rows // 128)
+    if rows * k > SMALL_WEIGHT or blocks > places or num_tokens * rows < 0.9 * places * 64 * 128:
+        return None
+    return LinearTile(tokens=64, rows=128, splits=1, stages=min(RING_OF_HALF, k // STEP))
 
 
 def _one_round(num_tokens: int, rows: int, k: int) -> LinearTile | None:
