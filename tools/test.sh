@@ -56,6 +56,8 @@ stage_kernels() {
   command -v nvcc >/dev/null || { echo "nvcc not found: CUDA kernels not compiled here"; return 0; }
   cmake --preset cpu-release -DDLCORE_WERROR=ON -DDLCORE_CUDA=ON >/dev/null
   cmake --build build/cpu-release --target dlcore_kernels -j "$jobs"
+  local objects=build/cpu-release/cpp/kernels/CMakeFiles/dlcore_kernels.dir
+  python tools/check_sass.py "$objects"/{prefill_attention,tile_linear,project_heads,wide_linear,linear_argmax}.cu.o
 }
 
 # Two workers: these tests mostly wait for processes to start. A file stays with one of them.

@@ -1,0 +1,105 @@
+"""Checks what the compiler made of the loops around Hopper's products (docs/kernels.md says why).
+
+python tools/check_sass.py FILE...
+
+A file is the library of the kernels, or one of the objects it is made of. In a loop with HGMMA no
+descriptor goes from a lane's register to a uniform one (R2UR), and nothing goes to local memory; in
+that of prefill attention the last wait for products stands behind the softmax. Needs cuobjdump,
+CUDA's or that of the Python package triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FUNCTION = re.compile(r"Function : (\S+)")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+BRANCH = re.compile(r"BRA\S* .*0x([0-9a-f]+)")
+PREFILL = "PrefillAttention"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    address: int
+    text: str
+
+
+def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
+    """Each kernel's name and instructions."""
+    for part in re.split(r"(?=Function : )", disassembly):
+        name = FUNCTION.match(part)
+        if name is not None:
+            found = INSTRUCTION.finditer(part)
+            yield name[1], [Instruction(int(at[1], 16), at[2]) for at in found]
+
+
+def product_loop(instructions: Sequence[Instruction]) -> Sequence[Instruction]:
+    """The smallest loop with products; empty where there is none."""
+    index = {instruction.address: i for i, instruction in enumerate(instructions)}
+    loops = []
+    for i, instruction in enumerate(instructions):
+        branch = BRANCH.search(instruction.text)
+        if branch is not None and index.get(int(branch[1], 16), i) < i:
+            loops.append(instructions[index[int(branch[1], 16)] : i + 1])
+    return min((loop for loop in loops if _places(loop, "HGMMA")), key=len, default=())
+
+
+def faults(name: str, instructions: Sequence[Instruction]) -> Iterator[str]:
+    loop = product_loop(instructions)
+    if _places(loop, "R2UR"):
+        yield f"{len(_places(loop, 'R2UR'))} operands are computed in each lane"
+    if _places(loop, "STL") or _places(loop, "LDL"):
+        yield "local memory is used"
+    if PREFILL in name and _places(loop, "WARPGROUP.DEPBAR")[-1] < _places(loop, "MUFU.EX2")[-1]:
+        yield "the wait for P V stands before the end of the softmax"
+
+
+def _places(loop: Sequence[Instruction], opcode: str) -> list[int]:
+    return [i for i, instruction in enumerate(loop) if opcode in instruction.text]
+
+
+def find_cuobjdump() -> str | None:
+    found = shutil.which("cuobjdump")
+    if found is not None:
+        return found
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        return None
+    bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.exists() else None
+
+
+def disassemble(cuobjdump: str, file: Path) -> str:
+    command = [cuobjdump, "-sass", str(file)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("files", type=Path, nargs="+")
+    files = parser.parse_args().files
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        print("cuobjdump not found: loops around products not checked")
+        return
+    num_loops, found = 0, []
+    for file in files:
+        for name, instructions in functions(disassemble(cuobjdump, file)):
+            num_loops += bool(product_loop(instructions))
+            found += [f"{name}: {fault}" for fault in faults(name, instructions)]
+    if num_loops == 0:
+        raise SystemExit("no loops around products found: are these the kernels?")
+    print(f"{num_loops} loops around products checked")
+    if found:
+        raise SystemExit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()
