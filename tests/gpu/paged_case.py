@@ -51,7 +51,9 @@ class PagedCase:
         block_size: int = 16,
         padding_seqs: int = 2,
         fp8: bool = False,
+        key_growth: float = 0.0,
     ) -> PagedCase:
+        """key_growth: how much larger a sequence's first key is than its last."""
         device = torch.device("cuda")
         counts = [-(-n // block_size) for n in seq_lens]
         num_blocks, num_seqs = sum(counts) + 3, len(seq_lens)
@@ -67,6 +69,8 @@ class PagedCase:
             tables[slots[s], : counts[s]] = torch.tensor(blocks, dtype=torch.int32)
             for which, kept in ((0, keys), (1, values)):
                 rows = torch.randn(n, num_kv_heads, head_dim, device=device) * 1.5
+                if which == 0:
+                    rows *= torch.linspace(1 + key_growth, 1, n, device=device)[:, None, None]
                 rows = _stored(rows, None if scales is None else scales[which])
                 kept.append(rows if scales is None else rows * scales[which][:, None])
                 for i, block in enumerate(blocks):

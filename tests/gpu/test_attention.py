@@ -220,6 +220,10 @@ def test_decode_from_the_projection_equals_the_two_kernels(
         ([2] * 70 + [200], [300] * 70 + [201], {"fp8": True, "num_q_heads": 8}),
         ([100, 33], [1133, 2100], {"fp8": True, "block_size": 64, "num_kv_heads": 4}),
         ([700] * 40, [700] * 40, {"fp8": True, "block_size": 32}),
+        # a row's largest score grows far, some four times on its way to the first keys
+        ([77, 300, 5], [77, 2000, 4096], {"key_growth": 9.0}),
+        ([77, 300, 5], [77, 2000, 4096], {"key_growth": 9.0, "fp8": True, "num_q_heads": 32}),
+        ([128], [4224], {"key_growth": 9.0, "num_q_heads": 32}),
         # blocks share the keys of a tile of work
         ([128], [4224], {"num_q_heads": 32}),
         ([20], [9000], {"num_q_heads": 32}),
