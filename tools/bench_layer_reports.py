@@ -11,6 +11,7 @@ import argparse
 import statistics
 
 import torch
+from kernel_timing import new_event
 
 from dlcore import _core
 from dlcore.capture import StepCapturer
@@ -49,10 +50,6 @@ def write_prompt(step: StepBuffers, state: DeviceState, block_size: int) -> None
     step.row_start_loc[0] = 0
     num_blocks = -(-count // block_size)
     state.block_tables[0, :num_blocks] = torch.arange(num_blocks, dtype=torch.int32)
-
-
-def new_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def replay_us(graph: torch.cuda.CUDAGraph, count: int) -> float:

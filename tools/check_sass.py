@@ -51,8 +51,8 @@ def product_loop(instructions: Sequence[Instruction]) -> Sequence[Instruction]:
     return min((loop for loop in loops if _places(loop, "HGMMA")), key=len, default=())
 
 
-def faults(name: str, instructions: Sequence[Instruction]) -> Iterator[str]:
-    loop = product_loop(instructions)
+def faults(name: str, loop: Sequence[Instruction]) -> Iterator[str]:
+    """What is wrong with a kernel's `product_loop`."""
     if _places(loop, "R2UR"):
         yield f"{len(_places(loop, 'R2UR'))} operands are computed in each lane"
     if _places(loop, "STL") or _places(loop, "LDL"):
@@ -92,8 +92,9 @@ def main() -> None:
     num_loops, found = 0, []
     for file in files:
         for name, instructions in functions(disassemble(cuobjdump, file)):
-            num_loops += bool(product_loop(instructions))
-            found += [f"{name}: {fault}" for fault in faults(name, instructions)]
+            loop = product_loop(instructions)
+            num_loops += bool(loop)
+            found += [f"{name}: {fault}" for fault in faults(name, loop)]
     if num_loops == 0:
         raise SystemExit("no loops around products found: are these the kernels?")
     print(f"{num_loops} loops around products checked")

@@ -19,8 +19,9 @@ def faults(name: str, *loop: str) -> list[str]:
     lines = [f"/*{16 * i:04x}*/   {text} ;   /* 0x00 */" for i, text in enumerate(texts)]
     functions = dict(check_sass.functions("\n".join([f"  Function : {name}", *lines])))
     assert len(functions[name]) == len(texts)
-    assert len(check_sass.product_loop(functions[name])) == len(loop) + 1
-    return list(check_sass.faults(name, functions[name]))
+    found = check_sass.product_loop(functions[name])
+    assert len(found) == len(loop) + 1
+    return list(check_sass.faults(name, found))
 
 
 def test_a_clean_loop_passes() -> None:
@@ -40,5 +41,6 @@ def test_an_early_wait_for_products_is_found() -> None:
 def test_kernels_without_products_have_no_such_loop() -> None:
     disassembly = "Function : Norm\n/*0000*/ FADD R1, R1, R1 ;\n/*0010*/ BRA 0x0000 ;\n"
     ((_, instructions),) = check_sass.functions(disassembly)
-    assert not check_sass.product_loop(instructions)
-    assert list(check_sass.faults("Norm", instructions)) == []
+    loop = check_sass.product_loop(instructions)
+    assert not loop
+    assert list(check_sass.faults("Norm", loop)) == []
