@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """One finished output per prompt, in order.
 
+        The requests that may answer longest go first, whatever their place in the list, so that
+        no long answer is left to be made alone at the end (LPT, Graham 1969).
+
         A prompt is text, `{"prompt": text}` or `{"prompt_token_ids": [...]}`. Raises
         ParameterError before anything runs, EngineDeadError if the engine is lost.
         """
@@ -194,16 +198,17 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         all_params = _params_for_each(sampling_params, len(requests))
+        first_id = self._next_id
+        self._next_id += len(requests)
         try:
-            for (text, ids), params, result in zip(requests, all_params, results, strict=True):
-                request_id = str(self._next_id)
-                self._next_id += 1
+            for i in _longest_first(all_params):
+                text, ids = requests[i]
                 self._session.open(
-                    request_id,
+                    str(first_id + i),
                     text,
                     ids,
-                    params,
-                    result.put,
+                    all_params[i],
+                    results[i].put,
                     priority=priority,
                     cache_salt=cache_salt,
                 )
@@ -258,6 +263,16 @@ def _params_for_each(
             "sampling_params", f"has {len(params)} entries for {count} prompts; give one each"
         )
     return list(params)
+
+
+def _longest_first(all_params: Sequence[SamplingParams]) -> list[int]:
+    """Indices by the most tokens that may be answered; equal ones keep their order."""
+
+    def may_answer(i: int) -> float:
+        max_tokens = all_params[i].max_tokens
+        return math.inf if max_tokens is None else max_tokens
+
+    return sorted(range(len(all_params)), key=may_answer, reverse=True)
 
 
 def _offline(config: EngineConfig) -> EngineConfig:

@@ -41,6 +41,19 @@ def test_outputs_come_in_the_order_of_the_prompts() -> None:
     assert all(o.finished and o.outputs[0].finish_reason == "length" for o in outputs)
 
 
+def test_the_longest_answers_go_first_and_equal_ones_in_the_order_of_the_prompts() -> None:
+    engine = FakeEngine()
+    most = [3, 8, None, 3, 8, 1, None]
+    params = [SamplingParams(max_tokens=n, seed=0) for n in most]
+    llm = make_llm(engine)
+    for _ in range(2):  # ids go on
+        engine.submitted.clear()
+        outputs = llm.generate([{"prompt_token_ids": [i]} for i in range(7)], params)
+        assert [r.prompt for r in engine.submitted] == [[2], [6], [1], [4], [0], [3], [5]]
+        assert [o.prompt_token_ids for o in outputs] == [[i] for i in range(7)]
+    assert [o.request_id for o in outputs] == [str(i) for i in range(7, 14)]
+
+
 def test_the_text_is_the_decode_of_the_tokens() -> None:
     text = "naïve 🙂 façade"
     count = len(TOKENIZER.encode(text))
