@@ -53,12 +53,19 @@ def product_loop(instructions: Sequence[Instruction]) -> Sequence[Instruction]:
 
 def faults(name: str, loop: Sequence[Instruction]) -> Iterator[str]:
     """What is wrong with a kernel's `product_loop`."""
-    if _places(loop, "R2UR"):
-        yield f"{len(_places(loop, 'R2UR'))} operands are computed in each lane"
+    if moved := _moved_to_products(loop):
+        yield f"{moved} operands are computed in each lane"
     if _places(loop, "STL") or _places(loop, "LDL"):
         yield "local memory is used"
     if PREFILL in name and _places(loop, "WARPGROUP.DEPBAR")[-1] < _places(loop, "MUFU.EX2")[-1]:
         yield "the wait for P V stands before the end of the softmax"
+
+
+def _moved_to_products(loop: Sequence[Instruction]) -> int:
+    """R2UR before a product; before a copy (UTMALDG) it moves what one thread asks for."""
+    users = sorted(_places(loop, "HGMMA") + _places(loop, "UTMALDG"))
+    after = [next((j for j in users if j > i), users[0]) for i in _places(loop, "R2UR")]
+    return sum("HGMMA" in loop[j].text for j in after)
 
 
 def _places(loop: Sequence[Instruction], opcode: str) -> list[int]:

@@ -9,6 +9,16 @@ namespace dlcore::kernels {
 __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
+// Accesses by such an address: where a pointer's memory is not told to the compiler, it takes two
+// registers and a slower instruction.
+__device__ __forceinline__ uint32_t LoadShared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreShared(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
 
 // By one thread, before a block-wide barrier makes it known to the others.
 __device__ __forceinline__ void InitBarrier(uint64_t* barrier, int arrivals) {

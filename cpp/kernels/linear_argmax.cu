@@ -28,6 +28,7 @@ struct Best {
 
 class KeepBest {
  public:
+  static constexpr int kWarpgroups = 2;
   static constexpr int kOutRows = kRows;
   static constexpr int kStages = 4;
   static constexpr int kBuffers = 1;
@@ -74,13 +75,13 @@ class KeepBest {
     SyncConsumers();
     if (!is_last) return;
     __threadfence();
-    for (int row = threadIdx.x; row < p_.num_tokens; row += kConsumers) WriteToken(row);
+    for (int row = threadIdx.x; row < p_.num_tokens; row += kThreads) WriteToken(row);
     if (threadIdx.x == 0) *ended = 0;
   }
 
  private:
   __device__ static void SyncConsumers() {
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + kWarpgroups), "n"(kConsumers) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + kWarpgroups), "n"(kThreads) : "memory");
   }
   __device__ void WriteToken(int row) const {
     const auto key = atomicExch(&params_.states[row].best, 0);
@@ -89,6 +90,7 @@ class KeepBest {
     if (slot >= 0) params_.last_tokens[slot] = token;
   }
 
+  static constexpr int kThreads = kWarpgroups * 128;
   const Product& p_;
   const Params& params_;
 };

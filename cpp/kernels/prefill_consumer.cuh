@@ -7,12 +7,6 @@
 
 namespace dlcore::kernels {
 
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Weights are relative to a maximum that grows only where they would exceed 2 to the power of this:
 // sums need not be rescaled for every maximum that is a little larger.
 inline constexpr float kMostOverMax = 8;

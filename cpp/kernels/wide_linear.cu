@@ -14,11 +14,12 @@ namespace dlcore::kernels::wide {
 namespace {
 
 // y, or silu(gate) * up, of rows scaled by their 1 / rms if asked.
-template <bool kSwiGlu>
+template <bool kSwiGlu, int kNumWarpgroups>
 class Activate {
  public:
+  static constexpr int kWarpgroups = kNumWarpgroups;
   static constexpr int kOutRows = kSwiGlu ? kRows / 2 : kRows;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kWarpgroups == 2 ? 4 : 3;
   static constexpr int kBuffers = 2;
   struct Params {
     CUtensorMap out;
@@ -51,7 +52,7 @@ class Activate {
         v.x = Silu(v.x) * (sums[at + kRows / 4] * scale);
         v.y = Silu(v.y) * (sums[at + kRows / 4 + 1] * scale);
       }
-      *boxes_.Pair(i, j, half) = PackBf16(v.x, v.y);
+      StoreShared(boxes_.Pair(i, j, half), PackBf16(v.x, v.y));
     });
   }
 
@@ -64,6 +65,7 @@ class Activate {
 // y + residual and, for the RMSNorm after it, squares.
 class AddResidual {
  public:
+  static constexpr int kWarpgroups = 2;
   static constexpr int kOutRows = kRows;
   static constexpr int kStages = 3;
   static constexpr int kBuffers = kRows / 64;  // a tile's residual, then its outputs
@@ -104,10 +106,10 @@ class AddResidual {
   // squares: of the outputs as later layers will read them, rounding included.
   __device__ __forceinline__ void Pack(const Sums& sums, int i, float (&squares)[2]) {
     ForEachPair(i, [&](int j, int half, int at) {
-      uint32_t* word = boxes_.Pair(i, j, half);
-      const float2 residual = ToFloat2(*word);
+      const uint32_t address = boxes_.Pair(i, j, half);
+      const float2 residual = ToFloat2(LoadShared(address));
       const uint32_t pair = PackBf16(sums[at] + residual.x, sums[at + 1] + residual.y);
-      *word = pair;
+      StoreShared(address, pair);
       const float2 v = ToFloat2(pair);
       squares[half] += v.x * v.x + v.y * v.y;
     });
@@ -140,13 +142,29 @@ Product ProductOf(const dlk_product& a, int group) {
   return p;
 }
 
-template <bool kSwiGlu>
+template <bool kSwiGlu, int kWarpgroups>
 cudaError_t RunActivate(const dlk_product& a, int group, cudaStream_t stream) {
-  typename Activate<kSwiGlu>::Params params;
+  using Finish = Activate<kSwiGlu, kWarpgroups>;
+  typename Finish::Params params;
   const cudaError_t error = EncodeMatrix(&params.out, a.out, a.num_tokens, a.n, 64);
   if (error != cudaSuccess) return error;
-  return Run<Activate<kSwiGlu>>(ProductOf(a, group), a.x, a.weight, kSwiGlu ? 2 * a.n : a.n, params,
-                                stream);
+  const Product p = ProductOf(a, CeilDiv(2 * group, kWarpgroups));
+  return Run<Finish>(p, a.x, a.weight, kSwiGlu ? 2 * a.n : a.n, params, stream);
+}
+
+// How long tiles of so many warpgroups take, in rounds of one.
+int Rounds(const dlk_product& a, int warpgroups) {
+  const int rows = a.swiglu ? 2 * a.n : a.n;
+  const int tiles = CeilDiv(a.num_tokens, kCluster * warpgroups * 64) * CeilDiv(rows, kRows);
+  return CeilDiv(tiles, kMultiprocessors / kCluster) * warpgroups;
+}
+// Tiles of 192 tokens take in a fifth fewer bytes a product, which costs power: they win unless
+// they fill their rounds worse.
+template <bool kSwiGlu>
+cudaError_t RunActivate(const dlk_product& a, int group, cudaStream_t stream) {
+  const bool tall = Rounds(a, 3) <= Rounds(a, 2) * 1.03;
+  return tall ? RunActivate<kSwiGlu, 3>(a, group, stream)
+              : RunActivate<kSwiGlu, 2>(a, group, stream);
 }
 
 cudaError_t RunAddResidual(const dlk_product& a, int group, cudaStream_t stream) {

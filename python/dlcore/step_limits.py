@@ -5,7 +5,9 @@ from __future__ import annotations
 from dlcore.config import ConfigError, EngineConfig
 
 MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
-MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+# On a GPU 33 tiles of 256 tokens: with any even number of tiles of a weight's rows they fill the 66
+# pairs of an H100's multiprocessors, round for round.
+MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * 256}
 
 # Prompt tokens beside decodes on a GPU: products of about 10 ms. A gap between tokens is then a few
 # decode steps long; on a large model such a chunk still keeps the tensor cores busy, and a small

@@ -32,12 +32,14 @@ def test_wide_linear(num_tokens: int, n: int, k: int, group: int) -> None:
     assert relative_error(out, plain + residual) < ROUNDING
 
 
-@pytest.mark.parametrize("num_tokens", [1, 513, 4100])
-@pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (1000, 1032), (8, 4096)])
-def test_wide_swiglu(num_tokens: int, inner: int, k: int) -> None:
+# Tiles of 128 tokens and of 192: with 3072 outputs the latter for 1400 tokens and for 4100.
+@pytest.mark.parametrize("num_tokens", [1, 513, 1400, 4100])
+@pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (3000, 64), (1000, 1032), (8, 4096)])
+@pytest.mark.parametrize("group", [1, 8])
+def test_wide_swiglu(num_tokens: int, inner: int, k: int, group: int) -> None:
     x, weight = _random(num_tokens, k), _random(2 * inner, k, scale=0.05)
     gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
-    out = wide_linear(x, weight, swiglu=True)
+    out = wide_linear(x, weight, swiglu=True, group=group)
     assert relative_error(out, functional.silu(gate) * up) < ROUNDING
 
 

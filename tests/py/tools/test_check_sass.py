@@ -34,6 +34,12 @@ def test_what_does_not_belong_into_a_loop_is_found(planted: str) -> None:
     assert len(faults("TileLinear", planted, PRODUCT, WAIT)) == 1
 
 
+def test_what_one_thread_moves_for_its_copies_is_no_fault() -> None:
+    copies = "R2UR UR4, R12", "UTMALDG.2D [UR4], [UR8]"
+    assert faults("WideProduct", PRODUCT, WAIT, *copies) == []
+    assert len(faults("WideProduct", PRODUCT, WAIT, *copies, "R2UR UR4, R12")) == 1
+
+
 def test_an_early_wait_for_products_is_found() -> None:
     assert len(faults("PrefillAttention", PRODUCT, WAIT, SOFTMAX)) == 1
 
