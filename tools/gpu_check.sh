@@ -25,7 +25,10 @@ stage_build() {
 
 stage_tests() { "$python" -m pytest -q -ra --import-mode=importlib tests/gpu; }
 
-stage_kernels() { "$python" tools/bench_kernels.py; }
+stage_kernels() {
+  "$python" tools/bench_kernels.py
+  "$python" tools/bench_prefill.py --tokens 8192 --rounds 1
+}
 
 stage_offline() {
   for shape in $shapes; do

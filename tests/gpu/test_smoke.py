@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.timeout(520)
 def test_every_bound_of_the_smoke_table_holds() -> None:
     own = [str(ROOT / "python"), str(ROOT / "tests/py")]
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
