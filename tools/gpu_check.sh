@@ -2,7 +2,7 @@
 # Builds dlcore on a CUDA machine, runs the GPU tests, and prints every figure of
 # docs/performance.md. Needs: nvcc, cmake, ninja, a Python with torch and nanobind; no network.
 #   tools/gpu_check.sh               everything
-#   tools/gpu_check.sh STAGE...      some of: build tests kernels offline online scenarios
+#   tools/gpu_check.sh STAGE...      some of: build tests kernels offline online scenarios table
 # FRONTENDS=4 serves with as many HTTP processes.
 # SHAPES="qwen3-0.6b qwen3-8b" chooses the models, OUT=folder keeps the JSON rows and logs.
 set -euo pipefail
@@ -71,14 +71,17 @@ stage_online() {
   for shape in $shapes; do
     "$python" tools/shapes.py "$shape" "$models/$shape" >/dev/null
     echo "-- $shape over HTTP"
-    serve_and_load "$shape"
+    serve_and_load "$shape" | tee "$out/online-$shape.log"
   done
 }
+
+# All that the stages above left in $out, beside vLLM's figures, targets and floors.
+stage_table() { "$python" tools/performance_table.py "$out"; }
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 date -u +%F
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(build tests kernels offline online scenarios)
+[ "${#stages[@]}" -gt 0 ] || stages=(build tests kernels offline online scenarios table)
 for stage in "${stages[@]}"; do
   echo "=== $stage"
   start=$SECONDS
