@@ -5,7 +5,7 @@
 
 #include "kernels/argmax_state.cuh"
 #include "kernels/kernels.h"
-#include "kernels/wide_product.cuh"
+#include "kernels/wide_finish.cuh"
 
 namespace dlcore::kernels::wide {
 namespace {

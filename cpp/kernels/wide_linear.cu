@@ -8,7 +8,7 @@
 // row's 1 / rms.
 
 #include "kernels/kernels.h"
-#include "kernels/wide_product.cuh"
+#include "kernels/wide_finish.cuh"
 
 namespace dlcore::kernels::wide {
 namespace {
