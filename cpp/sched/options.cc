@@ -63,6 +63,9 @@ Status EngineOptions::Validate() const {
   if (max_prefill_tokens_beside_decodes < 0) {
     return Status::InvalidArgument("max_prefill_tokens_beside_decodes must be >= 0 (0 = no limit)");
   }
+  if (mixed_step_tokens < 0) {
+    return Status::InvalidArgument("mixed_step_tokens must be >= 0 (0 = no such limit)");
+  }
   if (long_prefill_token_threshold < 0) {
     return Status::InvalidArgument("long_prefill_token_threshold must be >= 0 (0 = off)");
   }

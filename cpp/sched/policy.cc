@@ -6,6 +6,10 @@
 namespace dlcore {
 namespace {
 
+// Of a step for each of its decodes. What a step takes grows with the decodes, and so may what
+// prompts add: up to twice as much again on an H100.
+constexpr int64_t kTokensPerDecode = 6;
+
 int32_t PromptRows(const Sequence& s, int32_t end) {
   return std::max(0, std::min(end, s.prompt_rows_end()) - s.next_prompt_row());
 }
@@ -17,10 +21,18 @@ ChunkPolicy::ChunkPolicy(const EngineOptions& options)
              options.limits.max_history_entries(), options.limits.max_block_updates()},
       chunked_(options.enable_chunked_prefill),
       long_prefill_(options.long_prefill_token_threshold),
-      beside_decodes_(options.max_prefill_tokens_beside_decodes) {}
+      beside_decodes_(options.max_prefill_tokens_beside_decodes),
+      mixed_step_(options.mixed_step_tokens) {}
 
 void ChunkPolicy::BesideDecodes(StepRoom* room) const {
-  if (chunked_ && beside_decodes_ > 0) room->tokens = std::min(room->tokens, beside_decodes_);
+  if (!chunked_) return;
+  if (mixed_step_ > 0) {
+    const int64_t decodes = whole_.tokens - room->tokens;
+    const int64_t units = (decodes * kTokensPerDecode + mixed_step_ - 1) / mixed_step_;
+    const int64_t filled = units * mixed_step_;
+    room->tokens = static_cast<int32_t>(std::min<int64_t>(room->tokens, filled - decodes));
+  }
+  if (beside_decodes_ > 0) room->tokens = std::min(room->tokens, beside_decodes_);
 }
 
 bool ChunkPolicy::CanSample(const Sequence& s, const StepRoom& room) const {

@@ -44,6 +44,7 @@ class ChunkPolicy {
   bool chunked_;
   int32_t long_prefill_;    // 0 = no limit
   int32_t beside_decodes_;  // 0 = no limit
+  int32_t mixed_step_;      // 0 = no limit
 };
 
 }  // namespace dlcore

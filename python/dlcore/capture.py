@@ -22,7 +22,7 @@ from dlcore import _core
 from dlcore.layers.sampler import sample_rows
 from dlcore.models import CausalLM
 from dlcore.step_buffers import Arenas, DeviceState, LayerReport
-from dlcore.step_limits import BESIDE_DECODES_RANGE
+from dlcore.step_limits import MIXED_STEP_RANGE
 
 VARIANTS = ("greedy", "random", "full")
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -32,10 +32,7 @@ MIXED_STEPS_PER_OCTAVE = 4  # above them: a step wastes at most a fifth of its w
 # Steps of many tokens are prompts of few sequences, or so long that the rows do not matter.
 FEW_SEQS = 16
 SOME_SEQS = (FEW_SEQS, 64, 256)
-# What a small model's prompts fill beside decodes, with some and many of those. Steps of at most so
-# many tokens have all of the sequence buckets.
-FULL_MIXED_TOKENS = tuple(BESIDE_DECODES_RANGE[1] + n for n in SOME_SEQS[1:])
-SOME_SEQS_TOKENS = FULL_MIXED_TOKENS[-1]
+SOME_SEQS_TOKENS = MIXED_STEP_RANGE[1]  # steps of at most so many tokens have all of these
 # Shorter steps tell of no layer: they are over before a reader knows what to ask for.
 MIN_REPORTED_TOKENS = 512
 
@@ -49,7 +46,7 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
 
 def mixed_sizes(max_num_batched_tokens: int, seq_sizes: list[int]) -> list[tuple[int, int]]:
     """(token bucket, sequence bucket) of mixed steps; each sequence bucket is in `seq_sizes`."""
-    tokens = [max_num_batched_tokens, *SMALL_MIXED_TOKENS, *FULL_MIXED_TOKENS]
+    tokens = [max_num_batched_tokens, *SMALL_MIXED_TOKENS]
     octave = 256
     while octave < max_num_batched_tokens:
         step = octave // MIXED_STEPS_PER_OCTAVE

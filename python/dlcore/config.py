@@ -95,9 +95,12 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
-    # Prompt tokens of a step that decodes; 0 = no limit. None: on a GPU what keeps gaps between
-    # tokens short (runner.py), except for LLM, whose caller waits for the last token of all.
+    # Prompt tokens of a step that decodes; None or 0 = no limit.
     max_prefill_tokens_beside_decodes: int | None = None
+    # A step that decodes is filled with prompts to a multiple of these tokens, some 6 a decode;
+    # 0 = no limit. None: on a GPU what keeps gaps between tokens short (step_limits.py) unless the
+    # bound above is given, and except for LLM, whose caller waits for the last token of all.
+    mixed_step_tokens: int | None = None
     max_waiting_requests: int = 0
     max_logprobs: int = 20
     enforce_eager: bool = False
@@ -133,10 +136,9 @@ class EngineConfig:
             "max_logprobs",
         ):
             _check_int(name, getattr(self, name), 0, 2**63 - 1 if name == "seed" else 2**31 - 1)
-        if self.max_prefill_tokens_beside_decodes is not None:
-            _check_int(
-                "max_prefill_tokens_beside_decodes", self.max_prefill_tokens_beside_decodes, 0
-            )
+        for name in ("max_prefill_tokens_beside_decodes", "mixed_step_tokens"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0)
         _check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0)
         if self.gpu_memory_utilization == 0.0:
             raise ConfigError("gpu_memory_utilization", "must be in (0, 1], for example 0.9")

@@ -277,9 +277,9 @@ def _longest_first(all_params: Sequence[SamplingParams]) -> list[int]:
 
 def _offline(config: EngineConfig) -> EngineConfig:
     """Whoever waits for whole lists wants throughput: prompts are not held back for decodes."""
-    if config.max_prefill_tokens_beside_decodes is not None:
+    if config.mixed_step_tokens is not None:
         return config
-    return replace(config, max_prefill_tokens_beside_decodes=0)
+    return replace(config, mixed_step_tokens=0)
 
 
 @contextmanager

@@ -21,11 +21,7 @@ from dlcore.model_runner import EagerStep, allocate_state, reset_state
 from dlcore.models import CausalLM, build_model
 from dlcore.ops.report_layer import DeviceReport, HostReport
 from dlcore.step_buffers import Arenas, DeviceState
-from dlcore.step_limits import (
-    MAX_NUM_SEQS,
-    max_num_batched_tokens,
-    max_prefill_tokens_beside_decodes,
-)
+from dlcore.step_limits import MAX_NUM_SEQS, max_num_batched_tokens, mixed_step_tokens
 
 # A thread is worth its synchronisation from about this much weight memory on; a small model is
 # fastest on one, and leaves the others to the front end.
@@ -168,9 +164,8 @@ def engine_options(
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
-        max_prefill_tokens_beside_decodes=max_prefill_tokens_beside_decodes(
-            config, device_type, num_weights
-        ),
+        max_prefill_tokens_beside_decodes=config.max_prefill_tokens_beside_decodes or 0,
+        mixed_step_tokens=mixed_step_tokens(config, device_type, num_weights),
         max_waiting_requests=config.max_waiting_requests,
         eos_token_ids=list(model_config.eos_token_ids),
         watchdog_timeout_s=config.watchdog_timeout_s,

@@ -9,13 +9,13 @@ MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
 # pairs of an H100's multiprocessors, round for round.
 MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * 256}
 
-# Prompt tokens beside decodes on a GPU: products of about 10 ms. A gap between tokens is then a few
-# decode steps long; on a large model such a chunk still keeps the tensor cores busy, and a small
-# one's fixed cost per step is spread over enough tokens.
-BESIDE_DECODES_S = 0.01
+# Tokens of a GPU's step that decodes and prefills: products of about 10 ms, in whole tiles. A gap
+# between tokens is then a few decode steps long; on a large model such a step still keeps the
+# tensor cores busy, and a small one's fixed cost per step is spread over enough tokens.
+MIXED_STEP_S = 0.01
 PREFILL_FLOPS = 7e14
-BESIDE_DECODES_RANGE = (512, 2048)
-BESIDE_DECODES_MULTIPLE = 64
+MIXED_STEP_RANGE = (512, 2048)
+TILE = 256
 
 
 def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:
@@ -33,15 +33,13 @@ def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len
     return max_tokens
 
 
-def max_prefill_tokens_beside_decodes(
-    config: EngineConfig, device_type: str, num_weights: int
-) -> int:
-    """Prompt tokens of a step that decodes, 0 = no limit; `num_weights` are those a token meets."""
-    if config.max_prefill_tokens_beside_decodes is not None:
-        return config.max_prefill_tokens_beside_decodes
-    if device_type != "cuda" or num_weights == 0:
+def mixed_step_tokens(config: EngineConfig, device_type: str, num_weights: int) -> int:
+    """What prompts fill a step with that decodes; 0 = no limit. num_weights: a token meets them."""
+    if config.mixed_step_tokens is not None:
+        return config.mixed_step_tokens
+    told = config.max_prefill_tokens_beside_decodes is not None
+    if told or device_type != "cuda" or num_weights == 0:
         return 0
-    tokens = BESIDE_DECODES_S * PREFILL_FLOPS / (2 * num_weights)
-    low, high = BESIDE_DECODES_RANGE
-    rounded = round(tokens / BESIDE_DECODES_MULTIPLE) * BESIDE_DECODES_MULTIPLE
-    return min(max(rounded, low), high)
+    tokens = MIXED_STEP_S * PREFILL_FLOPS / (2 * num_weights)
+    low, high = MIXED_STEP_RANGE
+    return min(max(round(tokens / TILE) * TILE, low), high)

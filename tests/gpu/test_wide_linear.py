@@ -33,7 +33,7 @@ def test_wide_linear(num_tokens: int, n: int, k: int, group: int) -> None:
 
 
 # Tiles of 128 tokens and of 192: with 3072 outputs the latter for 1400 tokens and for 4100.
-@pytest.mark.parametrize("num_tokens", [1, 513, 1400, 4100])
+@pytest.mark.parametrize("num_tokens", [1, 448, 513, 1400, 4100])
 @pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (3000, 64), (1000, 1032), (8, 4096)])
 @pytest.mark.parametrize("group", [1, 8])
 def test_wide_swiglu(num_tokens: int, inner: int, k: int, group: int) -> None:

@@ -35,6 +35,10 @@ struct EngineOptions {
   // Prompt tokens of one step while other sequences decode: bounds the gap that
   // prefill puts between their tokens. 0 = no limit. Chunked prefill only.
   int32_t max_prefill_tokens_beside_decodes = 0;
+  // A step that decodes is filled with prompts up to a multiple of these tokens, as few as its
+  // decodes warrant (policy.cc): a number whose products the device is quick with. 0 = up to
+  // max_num_batched_tokens. Chunked prefill only.
+  int32_t mixed_step_tokens = 0;
   int32_t max_waiting_requests = 0;  // 0 = unbounded
   // Plan a step before the tokens of the one before are known. Unset = where
   // the device runs beside the CPU.

@@ -41,7 +41,12 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     "max_prefill_tokens_beside_decodes": (
         int,
         "Most prompt tokens in a step that also decodes: smaller gaps between tokens; 0 = any. "
-        "Default on a GPU: about 10 ms of them.",
+        "Default: as --mixed-step-tokens leaves room.",
+    ),
+    "mixed_step_tokens": (
+        int,
+        "A step that also decodes is filled with prompts to a multiple of these tokens, some 6 a "
+        "decode; 0 = any. Default on a GPU: 512 to 2048, about 10 ms.",
     ),
     "block_size": (int, "Tokens per KV cache block. Default: 16."),
     "num_kv_blocks": (int, "KV cache blocks. Default: what fits the memory."),

@@ -73,7 +73,7 @@ def norm_swiglu(stream: ResidualStream, eps: float, weight: Tensor) -> Tensor:
     x, squares = stream.x, stream.squares
     if _is_skinny_norm(stream, weight):
         return kernels.skinny_linear(x, weight, norm_eps=eps, swiglu=True)
-    if _is_wide(x, weight):
+    if _is_wide(x, weight, swiglu=True):
         if squares is not None:
             return wide_linear_of_norm(x, squares, eps, weight, swiglu=True)
         return wide_linear(rms_norm(x, None, eps), weight, swiglu=True)
@@ -126,8 +126,11 @@ def _is_skinny_norm(stream: ResidualStream, weight: Tensor) -> bool:
     )
 
 
-def _is_wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    return bias is None and kernels.usable(x, weight) and wide_linear_pays(x.shape[0], weight)
+def _is_wide(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, swiglu: bool = False
+) -> bool:
+    pays = bias is None and kernels.usable(x, weight)
+    return pays and wide_linear_pays(x.shape[0], weight, swiglu=swiglu)
 
 
 def _tile(x: Tensor, weight: Tensor, *, swiglu: bool = False) -> LinearTile | None:

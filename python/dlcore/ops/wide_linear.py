@@ -8,21 +8,24 @@ from dlcore.ops import kernels
 from dlcore.ops.weight_product import WeightProduct, empty_squares
 
 KERNEL = "dlk_wide_linear"
-MIN_TOKENS = 512
+MIN_TOKENS = 385
 MIN_K = 1024
 TILE = 256  # tokens, and rows of the weight, that two multiprocessors multiply at a time
 TOKEN_TILES_TOGETHER = 8
 MIN_USE = 0.9  # of the multiprocessors, over the rounds that the tiles take
+# With fewer tokens the library does worse, as its SwiGLU then takes a pass of its own.
+FEW_TOKENS, MIN_USE_OF_FEW = 512, 0.8
 
 
-def wide_linear_pays(num_tokens: int, weight: Tensor) -> bool:
+def wide_linear_pays(num_tokens: int, weight: Tensor, *, swiglu: bool = False) -> bool:
     """Whether `wide_linear` takes this product and is no slower than the library on an H100."""
     rows, k = weight.shape
     if num_tokens < MIN_TOKENS or k < MIN_K or rows % 16 or k % 8:
         return False
     pairs = kernels.MULTIPROCESSORS // 2
     rounds = -(-_tiles(num_tokens) * _tiles(rows) // pairs)
-    return num_tokens * rows >= MIN_USE * rounds * pairs * TILE * TILE
+    min_use = MIN_USE_OF_FEW if swiglu and num_tokens <= FEW_TOKENS else MIN_USE
+    return num_tokens * rows >= min_use * rounds * pairs * TILE * TILE
 
 
 def _tiles(size: int) -> int:

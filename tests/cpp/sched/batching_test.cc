@@ -57,6 +57,36 @@ TEST(Scheduler, PrefillBesideDecodesIsBounded) {
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 1);
 }
 
+TEST(Scheduler, StepsThatDecodeAreFilledToAMultipleThatGrowsWithTheDecodes) {
+  EngineOptions options = SmallOptions();
+  options.limits.max_num_batched_tokens = 40;
+  options.mixed_step_tokens = 8;
+  Script s(options);
+  s.Submit(MakeRequest(1, 4, 20));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);
+  s.Commit(0);
+  s.Submit(MakeRequest(2, 12, 20));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 8);  // 6 x 1, rounded up
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 5);
+  s.Commit(0);
+  s.Commit(0);
+  s.Submit(MakeRequest(3, 30, 20));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 16);  // 6 x 2, rounded up
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 16);
+}
+
+TEST(Scheduler, TheSmallerOfBothBoundsBesideDecodesHolds) {
+  EngineOptions options = SmallOptions();
+  options.mixed_step_tokens = 8;
+  options.max_prefill_tokens_beside_decodes = 3;
+  Script s(options);
+  s.Submit(MakeRequest(1, 4, 10));
+  s.scheduler.NextPlan();
+  s.Commit(0);
+  s.Submit(MakeRequest(2, 12, 10));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 3);
+}
+
 TEST(Scheduler, WithoutChunkingAPromptIsPlannedWhole) {
   EngineOptions options = SmallOptions();
   options.enable_chunked_prefill = false;

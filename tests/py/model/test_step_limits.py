@@ -8,7 +8,7 @@ import pytest
 
 from dlcore.config import ConfigError, EngineConfig
 from dlcore.llm import LLM
-from dlcore.step_limits import max_num_batched_tokens, max_prefill_tokens_beside_decodes
+from dlcore.step_limits import max_num_batched_tokens, mixed_step_tokens
 
 BILLION = 10**9
 
@@ -19,23 +19,28 @@ def config(**options: object) -> EngineConfig:
 
 @pytest.mark.parametrize("given", [0, 1, 100_000])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_given_bound_holds_as_it_is(given: int, device: str) -> None:
-    chosen = config(max_prefill_tokens_beside_decodes=given)
-    assert max_prefill_tokens_beside_decodes(chosen, device, 8 * BILLION) == given
+def test_a_given_number_holds_as_it_is(given: int, device: str) -> None:
+    assert mixed_step_tokens(config(mixed_step_tokens=given), device, 8 * BILLION) == given
 
 
-def test_larger_models_take_fewer_prompt_tokens_beside_decodes_within_bounds() -> None:
+def test_steps_of_larger_models_are_filled_with_fewer_tokens_within_bounds() -> None:
     sizes = [BILLION // 2, BILLION, 2 * BILLION, 4 * BILLION, 8 * BILLION, 70 * BILLION]
-    tokens = [max_prefill_tokens_beside_decodes(config(), "cuda", n) for n in sizes]
+    tokens = [mixed_step_tokens(config(), "cuda", n) for n in sizes]
     assert tokens == sorted(tokens, reverse=True)
     assert tokens[0] == 2048
     assert tokens[-1] == 512
     assert len(set(tokens)) > 2
-    assert all(n % 64 == 0 for n in tokens)
+    assert all(n % 256 == 0 for n in tokens)
 
 
-def test_a_cpu_has_no_bound_of_its_own() -> None:
-    assert max_prefill_tokens_beside_decodes(config(), "cpu", BILLION) == 0
+@pytest.mark.parametrize("bound", [0, 300])
+def test_a_bound_on_prompt_tokens_takes_the_place_of_the_default(bound: int) -> None:
+    bounded = config(max_prefill_tokens_beside_decodes=bound)
+    assert mixed_step_tokens(bounded, "cuda", 8 * BILLION) == 0
+
+
+def test_a_cpu_fills_steps_without_limit() -> None:
+    assert mixed_step_tokens(config(), "cpu", BILLION) == 0
 
 
 def test_a_prompt_that_may_not_be_cut_fits_one_step() -> None:
@@ -53,5 +58,5 @@ def test_offline_generation_takes_prompts_without_bound_unless_told(
 ) -> None:
     opened: list[EngineConfig] = []
     monkeypatch.setattr("dlcore.llm.open_session", lambda chosen: opened.append(chosen) or Mock())
-    LLM("m", max_prefill_tokens_beside_decodes=given)
-    assert opened[0].max_prefill_tokens_beside_decodes == expected
+    LLM("m", mixed_step_tokens=given)
+    assert opened[0].mixed_step_tokens == expected
