@@ -12,9 +12,8 @@ MIN_TOKENS = 385
 MIN_K = 1024
 TILE = 256  # tokens, and rows of the weight, that two multiprocessors multiply at a time
 TOKEN_TILES_TOGETHER = 8
-MIN_USE = 0.9  # of the multiprocessors, over the rounds that the tiles take
-# With fewer tokens the library does worse, as its SwiGLU then takes a pass of its own.
-FEW_TOKENS, MIN_USE_OF_FEW = 512, 0.8
+# Of the multiprocessors, over the rounds that the tiles take; less where it saves SwiGLU's pass.
+MIN_USE, MIN_USE_FOR_SWIGLU = 0.9, 0.78
 
 
 def wide_linear_pays(num_tokens: int, weight: Tensor, *, swiglu: bool = False) -> bool:
@@ -24,7 +23,7 @@ def wide_linear_pays(num_tokens: int, weight: Tensor, *, swiglu: bool = False) -
         return False
     pairs = kernels.MULTIPROCESSORS // 2
     rounds = -(-_tiles(num_tokens) * _tiles(rows) // pairs)
-    min_use = MIN_USE_OF_FEW if swiglu and num_tokens <= FEW_TOKENS else MIN_USE
+    min_use = MIN_USE_FOR_SWIGLU if swiglu else MIN_USE
     return num_tokens * rows >= min_use * rounds * pairs * TILE * TILE
 
 
