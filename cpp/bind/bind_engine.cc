@@ -227,6 +227,9 @@ void BindEngine(nb::module_& m) {
           "A descriptor that is readable while outputs wait; for event loops.")
       .def("stats", &Stats, "The counters of cpp/include/dlcore/engine.h's EngineStats.")
       .def(
+          "is_healthy", [](const PyEngine& self) { return self.engine().Stats().healthy; },
+          "False after a stall or a lost device.")
+      .def(
           "debug_string", [](const PyEngine& self) { return self.engine().DebugString(); },
           nb::call_guard<nb::gil_scoped_release>(), "State for people, bounded in time.")
       .def_prop_ro("input_arena", [](const PyEngine& self) { return self.arenas().input; })

@@ -416,6 +416,9 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """The counters of cpp/include/dlcore/engine.h's EngineStats."""
 
+    def is_healthy(self) -> bool:
+        """False after a stall or a lost device."""
+
     def debug_string(self) -> str:
         """State for people, bounded in time."""
 

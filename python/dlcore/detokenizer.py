@@ -8,7 +8,7 @@ held back until it is whole.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from dlcore.token_table import TokenTable, byte_of_token
@@ -33,10 +33,16 @@ class DetokenizerFactory:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._tables: dict[bool, TokenTable] = {}
+        self._texts: dict[bool, _TokenTexts] = {}
 
     def make(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         if not self._tokenizer.is_byte_level:
-            return WindowDetokenizer(self._tokenizer, skip_special_tokens)
+            texts = self._texts.get(skip_special_tokens)
+            if texts is None:
+                texts = self._texts[skip_special_tokens] = _TokenTexts(
+                    self._tokenizer, skip_special_tokens
+                )
+            return WindowDetokenizer(texts)
         table = self._tables.get(skip_special_tokens)
         if table is None:
             special = self._tokenizer.special_token_ids() if skip_special_tokens else ()
@@ -75,6 +81,23 @@ class ByteLevelDetokenizer:
         return text
 
 
+class _TokenTexts(dict[int, str]):
+    """The text of each token alone, decoded when first asked for; "" where more must come first."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+
+    def __missing__(self, token_id: int) -> str:
+        # A token without text does not end a run of bytes.
+        is_byte = byte_of_token(self._tokenizer.id_to_token(token_id) or "") is not None
+        text = self[token_id] = "" if is_byte else self.decode([token_id])
+        return text
+
+
 class WindowDetokenizer:
     """For every other decoder: re-decodes a short window and returns what it grew by.
 
@@ -83,17 +106,10 @@ class WindowDetokenizer:
     it ends: decoders judge the run as a whole.
     """
 
-    __slots__ = ("_decode", "_held", "_is_byte", "_window", "_window_text")
+    __slots__ = ("_held", "_texts", "_window", "_window_text")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        def decode(ids: list[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-        def is_byte(i: int) -> bool:
-            return byte_of_token(tokenizer.id_to_token(i) or "") is not None
-
-        self._decode: Callable[[list[int]], str] = decode
-        self._is_byte: Callable[[int], bool] = is_byte
+    def __init__(self, texts: _TokenTexts) -> None:
+        self._texts = texts
         self._window: list[int] = []
         self._window_text = ""
         self._held: list[int] = []
@@ -101,7 +117,7 @@ class WindowDetokenizer:
     def push(self, ids: Sequence[int]) -> str:
         self._held.extend(ids)
         end = len(self._held)
-        while end > 0 and self._must_wait(self._held[end - 1]):
+        while end > 0 and not self._texts[self._held[end - 1]]:
             end -= 1
         ready, self._held = self._held[:end], self._held[end:]
         return self._grow(ready)
@@ -110,17 +126,14 @@ class WindowDetokenizer:
         ready, self._held = self._held, []
         return self._grow(ready)
 
-    def _must_wait(self, token_id: int) -> bool:
-        # A token without text does not end a run of bytes.
-        return self._is_byte(token_id) or not self._decode([token_id])
-
     def _grow(self, ready: list[int]) -> str:
         if not ready:
             return ""
+        texts = self._texts
         grown = self._window + ready
-        text = self._decode(grown)
+        text = texts.decode(grown)
         delta = text[len(self._window_text) :]
-        fresh = self._decode(ready)
+        fresh = (len(ready) == 1 and texts[ready[0]]) or texts.decode(ready)
         if fresh:
             self._window, self._window_text = ready, fresh
         else:

@@ -240,7 +240,7 @@ class EngineSession:
         self.rules.close()
 
     def is_alive(self) -> bool:
-        return bool(self.core.stats().get("healthy", True))
+        return self.core.is_healthy()
 
     def check_alive(self) -> None:
         """Raises EngineDeadError when the core stopped or stalled."""

@@ -131,6 +131,9 @@ class FakeEngine:
     def stats(self) -> dict[str, float]:
         return {"healthy": self.healthy, "num_running": len(self.running)}
 
+    def is_healthy(self) -> bool:
+        return self.healthy
+
     def debug_string(self) -> str:
         return "fake"
 

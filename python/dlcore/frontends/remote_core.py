@@ -181,6 +181,9 @@ class RemoteCore:
         """The engine's counters as of a fraction of a second ago."""
         return self._stats
 
+    def is_healthy(self) -> bool:
+        return bool(self._stats["healthy"])
+
     def debug_string(self) -> str:
         return f"front end {self._worker} of a remote core: {self._stats}"
 
