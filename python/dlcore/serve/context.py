@@ -25,6 +25,7 @@ from dlcore.serve.parsers.registry import (
 )
 from dlcore.serve.response_homes import ResponseHomes
 from dlcore.serve.tracing import Tracing, make_tracing
+from dlcore.serve.turns import Turns
 from dlcore.tokenizer import Tokenizer
 
 
@@ -39,6 +40,7 @@ class ServerContext:
     tracing: Tracing | None = None
     homes: ResponseHomes | None = None  # where several processes serve one port
     drain: Drain = field(default_factory=Drain)
+    turns: Turns = field(default_factory=Turns)
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     created: int = field(default_factory=lambda: int(time.time()))
 

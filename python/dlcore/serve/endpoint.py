@@ -19,6 +19,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 async def json_body(ctx: ServerContext, request: Request, kind: type[T]) -> T:
     """The request's body, checked. Raises ApiError."""
     raw = await read_body(request, ctx.config.max_body_bytes, ctx.config.body_timeout)
+    await ctx.turns.next()
     body = decode(raw, kind)
     ctx.unknown_fields.note(raw, kind)
     return body
