@@ -36,9 +36,8 @@ void Construct(EngineOptions* self, int32_t max_num_batched_tokens, int32_t max_
                int32_t max_bias_entries, bool enable_prefix_caching, bool enable_chunked_prefill,
                int32_t long_prefill_token_threshold, int32_t max_prefill_tokens_beside_decodes,
                int32_t mixed_step_tokens, int32_t max_waiting_requests,
-               std::optional<bool> async_scheduling,
-               std::vector<TokenId> eos_token_ids, std::pair<uint64_t, uint64_t> hash_key,
-               double watchdog_timeout_s) {
+               std::optional<bool> async_scheduling, std::vector<TokenId> eos_token_ids,
+               std::pair<uint64_t, uint64_t> hash_key, double watchdog_timeout_s) {
   EngineOptions options;
   options.limits = {max_num_batched_tokens, max_num_seqs,    max_model_len, block_size, vocab_size,
                     max_logprobs,           max_bias_entries};

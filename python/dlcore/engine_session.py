@@ -101,6 +101,8 @@ class EngineSession:
         self._detokenizers = (
             DetokenizerFactory(model.tokenizer) if model.tokenizer is not None else None
         )
+        if self._detokenizers is not None:
+            self._detokenizers.make()  # its table now, not while the first request waits
         self.rules = rules or rules_of(model)
         self._next_core_id = itertools.count(1)
         self._requests: dict[str, RequestState] = {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_NO_BYTE = 0x100  # in no byte-sized encoding
 
 
 class TokenTable:
@@ -21,14 +22,14 @@ class TokenTable:
     def __init__(
         self, backend: tokenizers.Tokenizer, *, byte_level: bool, skipped: Collection[int] = ()
     ) -> None:
-        alphabet = _byte_level_alphabet() if byte_level else {}
+        to_bytes = _byte_level_bytes if byte_level else _marked_bytes
         vocab = backend.get_vocab(with_added_tokens=True)
         size = max(vocab.values(), default=-1) + 1
         self.bytes: list[bytes] = [b""] * size
         self.text: list[str | None] = [""] * size
         for token, i in vocab.items():
             if i not in skipped:
-                raw = _byte_level_bytes(token, alphabet) if byte_level else _marked_bytes(token)
+                raw = to_bytes(token)
                 self.bytes[i] = raw
                 self.text[i] = _whole_characters(raw)
         self.max_bytes = max(map(len, self.bytes), default=0)
@@ -47,21 +48,26 @@ def _whole_characters(raw: bytes) -> str | None:
         return None
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def _byte_level_alphabet() -> dict[int, int]:
     """GPT-2's printable stand-in for every byte: printable ones are themselves, the rest
-    follow from U+0100 on."""
+    follow from U+0100 on. For `str.translate`; who stands for no byte becomes none."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [b for b in range(256) if b not in printable]
-    alphabet = {chr(b): b for b in printable}
-    alphabet.update({chr(0x100 + i): b for i, b in enumerate(others)})
-    return alphabet
+    return {b: b for b in printable} | {
+        code: target
+        for i, b in enumerate(others)
+        for code, target in ((b, _NO_BYTE), (0x100 + i, b))
+    }
 
 
-def _byte_level_bytes(token: str, alphabet: dict[str, int]) -> bytes:
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
     """An added token with a character outside the alphabet stands for itself."""
     try:
-        return bytes([alphabet[c] for c in token])
-    except KeyError:
+        return token.translate(_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode("utf-8")
 
 

@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 import text_models
+from fake_core import FakeEngine, make_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcore.detokenizer import ByteLevelDetokenizer, DetokenizerFactory, WindowDetokenizer
+from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
 TOKENIZERS = {
@@ -82,3 +84,9 @@ def byte_id(tokenizer: Tokenizer, value: int) -> int:
     """The token of one raw byte, found by what it writes."""
     raw = bytes([value])
     return next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == raw)
+
+
+def test_the_first_request_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session(FakeEngine(), TOKENIZERS["byte_level"])
+    monkeypatch.setattr("dlcore.detokenizer.TokenTable", None)
+    session.open("r", None, [1, 2], SamplingParams(max_tokens=1), lambda output: None)
