@@ -22,6 +22,7 @@ class OnlineBaseline:
 
 
 HIGHER_IS_BETTER = {"prefill", "mixed", "out_tok_s"}
+LATENCIES = ("ttft_p50", "tpot_p50", "itl_p99")  # of tools/loadgen.py's row, ms
 
 # By figure of `dlcore bench`: s, ms, and tokens/s.
 OFFLINE: dict[str, dict[str, Baseline]] = {
@@ -52,11 +53,9 @@ READY = {"qwen3-0.6b": Baseline(96, 20), "qwen3-8b": Baseline(111, 25)}
 
 
 def _under_load(vllm: float, tokens: float, *latencies: float) -> OnlineBaseline:
-    """latencies: p50 of TTFT and TPOT, p99 of ITL, in ms, as many as have a target."""
-    names = ("ttft_p50", "tpot_p50", "itl_p99")
-    return OnlineBaseline(
-        vllm=vllm, targets={"out_tok_s": tokens, **dict(zip(names, latencies, strict=False))}
-    )
+    """latencies: of LATENCIES, as many as have a target."""
+    targets = {"out_tok_s": tokens, **dict(zip(LATENCIES, latencies, strict=False))}
+    return OnlineBaseline(vllm=vllm, targets=targets)
 
 
 # By clients in a closed loop, 512 tokens in, 256 out.

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines import HIGHER_IS_BETTER, OFFLINE, ONLINE, READY, Baseline
+from baselines import HIGHER_IS_BETTER, LATENCIES, OFFLINE, ONLINE, READY, Baseline
 
 READY_LINE = re.compile(r"^ready after (\d+) s$", re.MULTILINE)
 ROW_LINE = re.compile(r"^ROW (\{.*\})$", re.MULTILINE)
-LATENCIES = ("ttft_p50", "tpot_p50", "itl_p99")
 
 
 def number(value: float) -> str:

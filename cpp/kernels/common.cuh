@@ -138,6 +138,8 @@ __device__ __forceinline__ uint4 Pack8(const float (&v)[8]) {
   return make_uint4(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
                     PackBf16(v[6], v[7]));
 }
+inline constexpr float kLog2E = 1.4426950408889634f;  // e^x is 2^(kLog2E x)
+
 // 2^x in one instruction: below 2^-126 it is zero.
 __device__ __forceinline__ float Exp2(float x) {
   float y;
@@ -145,7 +147,6 @@ __device__ __forceinline__ float Exp2(float x) {
   return y;
 }
 __device__ __forceinline__ float Silu(float x) {
-  constexpr float kLog2E = 1.4426950408889634f;
   return __fdividef(x, 1.0f + Exp2(-kLog2E * x));  // without a division's slow path
 }
 

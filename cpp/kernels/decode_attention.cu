@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(Shape::kBoundThreads, Shape::kBlocksPerSm)
   for (; begin < end; advance()) {
     const int kv_head = segment.head;
     const float k_scale = a.kv_scales != nullptr ? a.kv_scales[kv_head] : 1.0f;
-    const float scale = a.scale * k_scale * 1.44269504f;  // exponentials in base 2
+    const float scale = a.scale * k_scale * kLog2E;  // exponentials in base 2
 
     const int end_token = segment.EndToken();
     int token = segment.FirstToken(warp);

@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) StreamDecode(const DecodeP
     if (Query::kAddsToken && in_ring) release();
     const float k_scale = a.kv_scales != nullptr ? a.kv_scales[head] : 1.0f;
     const float v_scale = a.kv_scales != nullptr ? a.kv_scales[a.num_kv_heads + head] : 1.0f;
-    const float scale = a.scale * k_scale * 1.44269504f;  // exponentials in base 2
+    const float scale = a.scale * k_scale * kLog2E;  // exponentials in base 2
     state.Start();
     const int end_token = segment.EndToken();
     for (int first = segment.unit_begin * kWarpTokens; first < end_token; first += kWarpTokens) {

@@ -83,7 +83,7 @@ __device__ void Attend(const Params& p, const Work& work, int buffer, int first_
   const float* scales = p.a.kv_scales;
   const float k_scale = sizeof(Cache) == 1 ? scales[work.kv_head] : 1.0f;
   const float v_scale = sizeof(Cache) == 1 ? scales[p.a.num_kv_heads + work.kv_head] : 1.0f;
-  const float scale = p.a.scale * k_scale * 1.44269504f;  // exponentials in base 2
+  const float scale = p.a.scale * k_scale * kLog2E;  // exponentials in base 2
   const char* q = shared.q[buffer] + warpgroup * 64 * 128;
   auto token_of = [&](int i) { return (work.end_tile - 1 - i) * kTokens; };
   auto stage_of = [&](int i) { return (first_load + i) % kStages; };

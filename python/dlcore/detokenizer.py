@@ -8,7 +8,8 @@ held back until it is whole.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from dlcore.token_table import TokenTable, byte_of_token
@@ -28,27 +29,25 @@ class IncrementalDetokenizer(Protocol):
 
 
 class DetokenizerFactory:
-    """Makes detokenizers that share one table a (tokenizer, skip_special_tokens) pair."""
+    """Makes detokenizers that share what is known of tokens, by skip_special_tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._tables: dict[bool, TokenTable] = {}
-        self._texts: dict[bool, _TokenTexts] = {}
+        self._makers: dict[bool, Callable[[], IncrementalDetokenizer]] = {}
 
     def make(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        if not self._tokenizer.is_byte_level:
-            texts = self._texts.get(skip_special_tokens)
-            if texts is None:
-                texts = self._texts[skip_special_tokens] = _TokenTexts(
-                    self._tokenizer, skip_special_tokens
-                )
-            return WindowDetokenizer(texts)
-        table = self._tables.get(skip_special_tokens)
-        if table is None:
-            special = self._tokenizer.special_token_ids() if skip_special_tokens else ()
-            table = TokenTable(self._tokenizer.backend, byte_level=True, skipped=special)
-            self._tables[skip_special_tokens] = table
-        return ByteLevelDetokenizer(table)
+        make = self._makers.get(skip_special_tokens)
+        if make is None:
+            make = self._makers[skip_special_tokens] = self._maker(skip_special_tokens)
+        return make()
+
+    def _maker(self, skip_special_tokens: bool) -> Callable[[], IncrementalDetokenizer]:
+        tokenizer = self._tokenizer
+        if not tokenizer.is_byte_level:
+            return partial(WindowDetokenizer, _TokenTexts(tokenizer, skip_special_tokens))
+        special = tokenizer.special_token_ids() if skip_special_tokens else ()
+        table = TokenTable(tokenizer.backend, byte_level=True, skipped=special)
+        return partial(ByteLevelDetokenizer, table)
 
 
 class ByteLevelDetokenizer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dlcore.config import ConfigError, EngineConfig
+from dlcore.ops.wide_linear import TILE
 
 MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
 # On a GPU 33 tiles of 256 tokens: with any even number of tiles of a weight's rows they fill the 66
 # pairs of an H100's multiprocessors, round for round.
-MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * 256}
+MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * TILE}
 
 # Tokens of a GPU's step that decodes and prefills: products of about 10 ms, in whole tiles. A gap
 # between tokens is then a few decode steps long; on a large model such a step still keeps the
@@ -15,7 +16,6 @@ MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * 256}
 MIXED_STEP_S = 0.01
 PREFILL_FLOPS = 7e14
 MIXED_STEP_RANGE = (512, 2048)
-TILE = 256
 
 
 def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:

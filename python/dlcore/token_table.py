@@ -49,15 +49,11 @@ def _whole_characters(raw: bytes) -> str | None:
 
 
 def _byte_level_alphabet() -> dict[int, int]:
-    """GPT-2's printable stand-in for every byte: printable ones are themselves, the rest
-    follow from U+0100 on. For `str.translate`; who stands for no byte becomes none."""
+    """GPT-2's printable stand-ins for bytes, for `str.translate`: printable ones are themselves,
+    the rest follow from U+0100 on. A byte that is not printable stands for none."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [b for b in range(256) if b not in printable]
-    return {b: b for b in printable} | {
-        code: target
-        for i, b in enumerate(others)
-        for code, target in ((b, _NO_BYTE), (0x100 + i, b))
-    }
+    return dict.fromkeys(others, _NO_BYTE) | {0x100 + i: b for i, b in enumerate(others)}
 
 
 _ALPHABET = _byte_level_alphabet()

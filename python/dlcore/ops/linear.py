@@ -129,8 +129,8 @@ def _is_skinny_norm(stream: ResidualStream, weight: Tensor) -> bool:
 def _is_wide(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, swiglu: bool = False
 ) -> bool:
-    pays = bias is None and kernels.usable(x, weight)
-    return pays and wide_linear_pays(x.shape[0], weight, swiglu=swiglu)
+    fits = bias is None and kernels.usable(x, weight)
+    return fits and wide_linear_pays(x.shape[0], weight, swiglu=swiglu)
 
 
 def _tile(x: Tensor, weight: Tensor, *, swiglu: bool = False) -> LinearTile | None:

@@ -27,7 +27,7 @@ class Turns:
         if not self._counting:
             self._counting = True
             loop.call_soon(self._new_round)
-        if self._left and not self._waiting:
+        if self._left:  # then nobody waits
             self._left -= 1
             return
         turn = loop.create_future()
