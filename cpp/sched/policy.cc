@@ -6,9 +6,9 @@
 namespace dlcore {
 namespace {
 
-// Of a step for each of its decodes. What a step takes grows with the decodes, and so may what
-// prompts add: up to twice as much again on an H100.
-constexpr int64_t kTokensPerDecode = 6;
+// Of a step for each of its decodes: what a step takes grows with the decodes, and so may what
+// prompts add.
+constexpr int64_t kTokensPerDecode = 3;
 
 int32_t PromptRows(const Sequence& s, int32_t end) {
   return std::max(0, std::min(end, s.prompt_rows_end()) - s.next_prompt_row());

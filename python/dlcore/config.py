@@ -97,9 +97,9 @@ class EngineConfig:
     long_prefill_token_threshold: int = 0
     # Prompt tokens of a step that decodes; None or 0 = no limit.
     max_prefill_tokens_beside_decodes: int | None = None
-    # A step that decodes is filled with prompts to a multiple of these tokens, some 6 a decode;
+    # A step that decodes is filled with prompts to a multiple of these tokens, some 3 a decode;
     # 0 = no limit. None: on a GPU what keeps gaps between tokens short (step_limits.py) unless the
-    # bound above is given, and except for LLM, whose caller waits for the last token of all.
+    # bound above is given.
     mixed_step_tokens: int | None = None
     max_waiting_requests: int = 0
     max_logprobs: int = 20

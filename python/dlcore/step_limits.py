@@ -10,12 +10,12 @@ MAX_NUM_SEQS = {"cpu": 256, "cuda": 512}
 # pairs of an H100's multiprocessors, round for round.
 MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * TILE}
 
-# Tokens of a GPU's step that decodes and prefills: products of about 10 ms, in whole tiles. A gap
-# between tokens is then a few decode steps long; on a large model such a step still keeps the
-# tensor cores busy, and a small one's fixed cost per step is spread over enough tokens.
+# Tokens of a GPU's step that decodes and prefills: products of about 10 ms, in whole tiles, and no
+# fewer than keep the tensor cores busy. A gap between tokens is then a few decode steps long, and a
+# small model's fixed cost per step is spread over enough tokens.
 MIXED_STEP_S = 0.01
 PREFILL_FLOPS = 7e14
-MIXED_STEP_RANGE = (512, 2048)
+MIXED_STEP_RANGE = (768, 2048)
 
 
 def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:

@@ -45,8 +45,8 @@ ENGINE_FLAGS: Mapping[str, tuple[Any, str]] = {
     ),
     "mixed_step_tokens": (
         int,
-        "A step that also decodes is filled with prompts to a multiple of these tokens, some 6 a "
-        "decode; 0 = any. Default on a GPU: 512 to 2048, about 10 ms.",
+        "A step that also decodes is filled with prompts to a multiple of these tokens, some 3 a "
+        "decode; 0 = any. Default on a GPU: 768 to 2048, by the model's size.",
     ),
     "block_size": (int, "Tokens per KV cache block. Default: 16."),
     "num_kv_blocks": (int, "KV cache blocks. Default: what fits the memory."),

@@ -60,19 +60,19 @@ TEST(Scheduler, PrefillBesideDecodesIsBounded) {
 TEST(Scheduler, StepsThatDecodeAreFilledToAMultipleThatGrowsWithTheDecodes) {
   EngineOptions options = SmallOptions();
   options.limits.max_num_batched_tokens = 40;
-  options.mixed_step_tokens = 8;
+  options.mixed_step_tokens = 4;
   Script s(options);
   s.Submit(MakeRequest(1, 4, 20));
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);
   s.Commit(0);
-  s.Submit(MakeRequest(2, 12, 20));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 8);  // 6 x 1, rounded up
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 5);
+  s.Submit(MakeRequest(2, 5, 20));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 4);  // 3 x 1, rounded up
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 1 + 2);
   s.Commit(0);
   s.Commit(0);
-  s.Submit(MakeRequest(3, 30, 20));
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 16);  // 6 x 2, rounded up
-  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 16);
+  s.Submit(MakeRequest(3, 15, 20));
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 8);  // 3 x 2, rounded up
+  EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 8);
 }
 
 TEST(Scheduler, TheSmallerOfBothBoundsBesideDecodesHolds) {
