@@ -3,8 +3,9 @@
     python tools/performance_table.py FOLDER
 
 FOLDER holds offline-SHAPE.json (of `dlcore bench`) and online-SHAPE.log (lines of tools/loadgen.py
-and how long the server took to be ready). What is not there is said to be missing. The tables are
-Markdown, as in docs/performance.md.
+and how long the server took to be ready); what is not there is said to be missing. Rows of
+online-SHAPE--FLAGS.log, of a server with these flags, follow. The tables are Markdown, as in
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines import HIGHER_IS_BETTER, LATENCIES, OFFLINE, ONLINE, READY, Baseline
+from baselines import HIGHER_IS_BETTER, LATENCIES, OFFLINE, ONLINE, READY, Baseline, OnlineBaseline
 
 READY_LINE = re.compile(r"^ready after (\d+) s$", re.MULTILINE)
 ROW_LINE = re.compile(r"^ROW (\{.*\})$", re.MULTILINE)
@@ -69,20 +70,30 @@ def offline_rows(shape: str, folder: Path) -> Iterator[list[str]]:
 
 
 def online_rows(shape: str, folder: Path) -> Iterator[list[str]]:
-    parsed: list[dict[str, Any]] = [json.loads(r) for r in ROW_LINE.findall(_log(shape, folder))]
-    rows = {row["concurrency"]: row for row in parsed}
+    rows = _loads(_log(shape, folder))
     for clients, baseline in ONLINE[shape].items():
-        row = rows.get(clients)
-        targets = ", ".join(number(t) for t in baseline.targets.values())
-        known = [number(baseline.vllm), targets]
-        if row is None or row["failed"]:
-            why = "not measured" if row is None else f"{row['failed']} requests failed"
-            yield [f"c={clients}", "missing", "", "", "", *known, "", why]
-            continue
-        missed = {name: shortfall(name, row[name], t) for name, t in baseline.targets.items()}
-        shown = [number(row[name]) for name in ("out_tok_s", *LATENCIES)]
-        ratio = f"{row['out_tok_s'] / baseline.vllm:.2f}"
-        yield [f"c={clients}", *shown, *known, ratio, verdict(missed)]
+        yield _load_row(f"c={clients}", rows.get(clients), baseline)
+    for file in sorted(folder.glob(f"online-{shape}--*.log")):
+        flags = file.stem.removeprefix(f"online-{shape}")
+        for clients, row in _loads(file.read_text()).items():
+            yield _load_row(f"c={clients} {flags}", row, ONLINE[shape][clients])
+
+
+def _loads(log: str) -> dict[int, dict[str, Any]]:
+    """The rows of tools/loadgen.py by their numbers of clients."""
+    parsed: list[dict[str, Any]] = [json.loads(row) for row in ROW_LINE.findall(log)]
+    return {row["concurrency"]: row for row in parsed}
+
+
+def _load_row(label: str, row: Mapping[str, Any] | None, baseline: OnlineBaseline) -> list[str]:
+    targets = ", ".join(number(t) for t in baseline.targets.values())
+    known = [number(baseline.vllm), targets]
+    if row is None or row["failed"]:
+        why = "not measured" if row is None else f"{row['failed']} requests failed"
+        return [label, "missing", "", "", "", *known, "", why]
+    missed = {name: shortfall(name, row[name], t) for name, t in baseline.targets.items()}
+    shown = [number(row[name]) for name in ("out_tok_s", *LATENCIES)]
+    return [label, *shown, *known, f"{row['out_tok_s'] / baseline.vllm:.2f}", verdict(missed)]
 
 
 def _log(shape: str, folder: Path) -> str:

@@ -59,3 +59,10 @@ def test_what_was_not_measured_or_failed_is_not_met(tmp_path: Path) -> None:
     assert rows["start"][-1] == "yes"
     assert {rows[name][-1] for name in ("ttft", "ready", "c=64")} == {"not measured"}
     assert rows["c=256"][-1] == "3 requests failed"
+
+
+def test_rows_of_servers_with_flags_follow_the_others(tmp_path: Path) -> None:
+    (tmp_path / "online-qwen3-0.6b--max-num-seqs-216.log").write_text(row(ttft_p50=500.0))
+    rows = tables(tmp_path, {}, row())
+    assert rows["c=256"][-1] == "yes"
+    assert rows["c=256 --max-num-seqs-216"][-1] == "no, ttft_p50 by 100.0%"
