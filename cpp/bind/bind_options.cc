@@ -35,7 +35,7 @@ void Construct(EngineOptions* self, int32_t max_num_batched_tokens, int32_t max_
                const std::vector<GroupTuple>& cache_groups, int32_t max_logprobs,
                int32_t max_bias_entries, bool enable_prefix_caching, bool enable_chunked_prefill,
                int32_t long_prefill_token_threshold, int32_t max_prefill_tokens_beside_decodes,
-               int32_t mixed_step_tokens, int32_t max_waiting_requests,
+               int32_t mixed_step_tokens, bool hold_back_last_answers, int32_t max_waiting_requests,
                std::optional<bool> async_scheduling, std::vector<TokenId> eos_token_ids,
                std::pair<uint64_t, uint64_t> hash_key, double watchdog_timeout_s) {
   EngineOptions options;
@@ -48,6 +48,7 @@ void Construct(EngineOptions* self, int32_t max_num_batched_tokens, int32_t max_
   options.long_prefill_token_threshold = long_prefill_token_threshold;
   options.max_prefill_tokens_beside_decodes = max_prefill_tokens_beside_decodes;
   options.mixed_step_tokens = mixed_step_tokens;
+  options.hold_back_last_answers = hold_back_last_answers;
   options.max_waiting_requests = max_waiting_requests;
   options.async_scheduling = async_scheduling;
   options.eos_token_ids = std::move(eos_token_ids);
@@ -81,6 +82,7 @@ void BindOptions(nb::module_& m) {
            "long_prefill_token_threshold"_a = d.long_prefill_token_threshold,
            "max_prefill_tokens_beside_decodes"_a = d.max_prefill_tokens_beside_decodes,
            "mixed_step_tokens"_a = d.mixed_step_tokens,
+           "hold_back_last_answers"_a = d.hold_back_last_answers,
            "max_waiting_requests"_a = d.max_waiting_requests, "async_scheduling"_a = nb::none(),
            "eos_token_ids"_a = nb::make_tuple(), "hash_key"_a = nb::make_tuple(0, 0),
            "watchdog_timeout_s"_a = d.watchdog_timeout_s)

@@ -24,9 +24,9 @@ ChunkPolicy::ChunkPolicy(const EngineOptions& options)
       beside_decodes_(options.max_prefill_tokens_beside_decodes),
       mixed_step_(options.mixed_step_tokens) {}
 
-void ChunkPolicy::BesideDecodes(StepRoom* room) const {
+void ChunkPolicy::BesideDecodes(StepRoom* room, bool hold_back) const {
   if (!chunked_) return;
-  if (mixed_step_ > 0) {
+  if (mixed_step_ > 0 && hold_back) {
     const int64_t decodes = whole_.tokens - room->tokens;
     const int64_t units = (decodes * kTokensPerDecode + mixed_step_ - 1) / mixed_step_;
     const int64_t filled = units * mixed_step_;

@@ -33,8 +33,9 @@ class ChunkPolicy {
   explicit ChunkPolicy(const EngineOptions& options);
 
   [[nodiscard]] StepRoom WholeStep() const { return whole_; }
-  // Shrinks what is left of a step that decodes to what prefill may take of it.
-  void BesideDecodes(StepRoom* room) const;
+  // Shrinks what is left of a step that decodes to what prefill may take of it. Without
+  // `hold_back` it may take more than fills the step to mixed_step_tokens.
+  void BesideDecodes(StepRoom* room, bool hold_back) const;
   [[nodiscard]] Chunk Fit(const Sequence& sequence, const StepRoom& room) const;
 
  private:

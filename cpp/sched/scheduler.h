@@ -144,6 +144,7 @@ class Scheduler {
 
   // Planning (scheduler_plan.cc).
   void PlanRunning(PlanRecord* record);
+  [[nodiscard]] bool HoldsBack(const StepPlan& decodes) const;
   void PlanPrefills(PlanRecord* record);
   void AdmitWaiting(PlanRecord* record);
   Admission TryAdmit(Sequence* sequence, PlanRecord* record);

@@ -65,6 +65,9 @@ class Sequence {
   // Longest it can get: prompt + max_tokens, within max_model_len.
   [[nodiscard]] int32_t max_total() const { return max_total_; }
 
+  // Most tokens that it may yet be given, those of plans in flight not among them.
+  [[nodiscard]] int32_t num_left() const { return max_total_ - num_known() - num_pending_; }
+
   [[nodiscard]] int32_t num_pending() const { return num_pending_; }
   // Tokens whose KV is written, by committed plans or plans in flight.
   [[nodiscard]] int32_t num_planned() const { return num_planned_; }

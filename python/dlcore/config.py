@@ -101,6 +101,9 @@ class EngineConfig:
     # 0 = no limit. None: on a GPU what keeps gaps between tokens short (step_limits.py) unless the
     # bound above is given.
     mixed_step_tokens: int | None = None
+    # False: that does not hold for a prompt whose answer may be the last to end. None: True, and
+    # False for LLM, whose caller waits for all of them.
+    hold_back_last_answers: bool | None = None
     max_waiting_requests: int = 0
     max_logprobs: int = 20
     enforce_eager: bool = False

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -50,14 +51,14 @@ class LLM:
         self, model: str | None = None, *, session: EngineSession | None = None, **options: Any
     ) -> None:
         """Loads the model; `model=None` is the bundled one. Raises ConfigError."""
-        self._session = session or open_session(make_config(model, options))
+        self._session = session or open_session(_offline(make_config(model, options)))
         self._next_id = 0
         # Also at interpreter exit: the core's thread may be inside Python.
         self._stop = weakref.finalize(self, self._session.stop)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> LLM:
-        return cls(session=open_session(config))
+        return cls(session=open_session(_offline(config)))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -272,6 +273,13 @@ def _longest_first(all_params: Sequence[SamplingParams]) -> list[int]:
         return math.inf if max_tokens is None else max_tokens
 
     return sorted(range(len(all_params)), key=may_answer, reverse=True)
+
+
+def _offline(config: EngineConfig) -> EngineConfig:
+    """Who waits for the last answer of a list: none that may be it waits for the others' gaps."""
+    if config.hold_back_last_answers is not None:
+        return config
+    return replace(config, hold_back_last_answers=False)
 
 
 @contextmanager

@@ -166,6 +166,7 @@ def engine_options(
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         max_prefill_tokens_beside_decodes=config.max_prefill_tokens_beside_decodes or 0,
         mixed_step_tokens=mixed_step_tokens(config, device_type, num_weights),
+        hold_back_last_answers=config.hold_back_last_answers is not False,
         max_waiting_requests=config.max_waiting_requests,
         eos_token_ids=list(model_config.eos_token_ids),
         watchdog_timeout_s=config.watchdog_timeout_s,

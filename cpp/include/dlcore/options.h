@@ -39,6 +39,9 @@ struct EngineOptions {
   // decodes warrant (policy.cc): a number whose products the device is quick with. 0 = up to
   // max_num_batched_tokens. Chunked prefill only.
   int32_t mixed_step_tokens = 0;
+  // False: mixed_step_tokens does not hold for a prompt whose answer may be the last to end, as
+  // whoever waits for all of them wants.
+  bool hold_back_last_answers = true;
   int32_t max_waiting_requests = 0;  // 0 = unbounded
   // Plan a step before the tokens of the one before are known. Unset = where
   // the device runs beside the CPU.

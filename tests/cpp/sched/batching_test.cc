@@ -75,6 +75,28 @@ TEST(Scheduler, StepsThatDecodeAreFilledToAMultipleThatGrowsWithTheDecodes) {
   EXPECT_EQ(s.scheduler.NextPlan().num_tokens, 8);
 }
 
+TEST(Scheduler, AnAnswerThatMayEndLastIsNotHeldBackWhereSomebodyWaitsForAll) {
+  for (const bool hold_back : {true, false}) {
+    for (const int32_t may_answer : {8, 9, 10}) {
+      EngineOptions options = SmallOptions();
+      options.mixed_step_tokens = 4;
+      options.hold_back_last_answers = hold_back;
+      Script s(options);
+      s.Submit(MakeRequest(1, 4, 10));
+      s.scheduler.NextPlan();
+      s.Commit(0);
+      s.Submit(MakeRequest(2, 12, may_answer));
+      // The first has 9 to go: one as long would end with it, were its prompt done in this step.
+      const bool whole = !hold_back && may_answer >= 9;
+      EXPECT_EQ(s.scheduler.NextPlan().num_tokens, whole ? 1 + 12 : 4);
+      if (whole) continue;
+      // Chunks later it is the first that waits for the second.
+      s.Commit(0);
+      EXPECT_EQ(s.scheduler.NextPlan().num_tokens, !hold_back && may_answer == 8 ? 1 + 9 : 4);
+    }
+  }
+}
+
 TEST(Scheduler, TheSmallerOfBothBoundsBesideDecodesHolds) {
   EngineOptions options = SmallOptions();
   options.mixed_step_tokens = 8;

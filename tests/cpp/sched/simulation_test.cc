@@ -86,6 +86,7 @@ class Scene {
     if (Chance(30)) o.long_prefill_token_threshold = Pick(1, 20);
     if (Chance(30)) o.max_prefill_tokens_beside_decodes = Pick(1, 20);
     if (Chance(30)) o.mixed_step_tokens = Pick(1, 40);
+    o.hold_back_last_answers = Chance(50);
     // From "barely holds one sequence" to roomy.
     o.num_kv_blocks = o.limits.max_blocks_per_seq() * Pick(1, 6) + Pick(0, 3);
     o.eos_token_ids = {1};

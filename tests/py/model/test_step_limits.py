@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from dlcore.config import ConfigError, EngineConfig
+from dlcore.llm import LLM
 from dlcore.step_limits import max_num_batched_tokens, mixed_step_tokens
 
 BILLION = 10**9
@@ -47,3 +50,14 @@ def test_a_prompt_that_may_not_be_cut_fits_one_step() -> None:
         max_num_batched_tokens(
             config(enable_chunked_prefill=False, max_num_batched_tokens=10), "cpu", 100
         )
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, False), (True, True), (False, False)])
+def test_lists_do_not_wait_for_their_last_answer_unless_told(
+    given: bool | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[EngineConfig] = []
+    monkeypatch.setattr("dlcore.llm.open_session", lambda chosen: opened.append(chosen) or Mock())
+    LLM("m", hold_back_last_answers=given)
+    LLM.from_config(config(hold_back_last_answers=given))
+    assert [chosen.hold_back_last_answers for chosen in opened] == [expected, expected]
