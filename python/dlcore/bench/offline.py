@@ -3,9 +3,9 @@
 The figures and how they are taken:
 - TPOT at batch b: (seconds for `output_len` tokens - seconds for one token) / (output_len - 1),
   b sequences at once;
-- TTFT: one prompt of `ttft_len` tokens until its first token, one request right after the other;
-  and each after `idle_s` without work, as a lone request finds a GPU that its power limit has not
-  slowed down;
+- TTFT: one prompt of `ttft_len` tokens until its first token, one request right after the other
+  for at least `busy_s`, as a GPU at its power limit takes that long to find its clock; and each
+  after `idle_s` without work, as a lone request finds a GPU that has not slowed down;
 - prefill: tokens a second over a batch of prompts with one token of answer each;
 - mixed: answer tokens a second, all requests at once, lengths drawn from a seeded generator;
   over `repeats` draws, as one alone moves the figure by some 2%.
@@ -30,6 +30,7 @@ class OfflinePlan:
     input_len: int = 128
     output_len: int = 257
     ttft_len: int = 4096
+    busy_s: float = 2.0
     idle_s: float = 1.0
     prefill_requests: int = 32
     prefill_len: int = 2048
@@ -94,8 +95,8 @@ class OfflineBench:
             progress(f"TPOT at batch {batch}")
             yield self._tpot(batch)
         progress("TTFT")
-        yield self._ttft("ttft", 0.0)
-        yield self._ttft("ttft_idle", plan.idle_s)
+        yield self._ttft()
+        yield self._ttft_idle()
         progress("prefill")
         yield self._prefill()
         progress("mixed load")
@@ -112,14 +113,21 @@ class OfflineBench:
         how = f"{plan.input_len} in, {plan.output_len} out"
         return Figure(f"tpot_b{batch}", step_ms, "ms", how)
 
-    def _ttft(self, name: str, idle_s: float) -> Figure:
+    def _ttft(self) -> Figure:
+        times: list[float] = []
+        while len(times) < self._plan.repeats or sum(times) < self._plan.busy_s:
+            times.append(self._seconds([self._plan.ttft_len], [1]))
+        how = f"{self._plan.ttft_len} in, back to back"
+        return Figure("ttft", 1e3 * statistics.median(times), "ms", how)
+
+    def _ttft_idle(self) -> Figure:
         plan = self._plan
         times = []
         for _ in range(plan.repeats):
-            time.sleep(idle_s)
+            time.sleep(plan.idle_s)
             times.append(self._seconds([plan.ttft_len], [1]))
-        how = f"{plan.ttft_len} in, " + (f"{idle_s:g} s idle before" if idle_s else "back to back")
-        return Figure(name, 1e3 * statistics.median(times), "ms", how)
+        how = f"{plan.ttft_len} in, {plan.idle_s:g} s idle before"
+        return Figure("ttft_idle", 1e3 * statistics.median(times), "ms", how)
 
     def _prefill(self) -> Figure:
         plan = self._plan

@@ -22,14 +22,20 @@ def hold_the_gil(microseconds: int) -> None:
 
 
 def test_native_steps_go_on_while_the_gil_is_held() -> None:
+    """Those in flight would end in any case: two each time. The rest takes no GIL to begin; how
+    often it has to be held until there are enough depends on the machine's other work."""
+    while_held = 0
     with null_engine(null_step_us=200) as engine:
         for request_id in range(16):
             engine.submit(request_id, [1, 2, 3], greedy(4000))
         assert engine.poll(5.0) is not None
-        before = engine.stats()["num_steps"]
-        hold_the_gil(200_000)
-        after = engine.stats()["num_steps"]
-    assert after - before > 300, f"{after - before} steps in 200 ms"
+        for _ in range(20):
+            before = engine.stats()["num_steps"]
+            hold_the_gil(200_000)
+            while_held += engine.stats()["num_steps"] - before
+            if while_held > 300:
+                break
+    assert while_held > 300
 
 
 def test_a_held_gil_stops_no_thread_but_pythons() -> None:
