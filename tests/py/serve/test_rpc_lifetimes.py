@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -40,6 +41,31 @@ async def test_a_request_that_takes_too_long_is_ended():
         with pytest.raises(TimeoutError, match="longer than allowed"):
             await client.generate("hi", SamplingParams(max_tokens=10_000))
         await until(lambda: engine.running == 0)
+
+
+async def test_a_call_begins_when_its_turn_comes_and_not_at_all_once_cancelled():
+    engine, turn = CountingEngine(), asyncio.Event()
+    waiting = 0
+
+    async def next_turn() -> None:
+        nonlocal waiting
+        waiting += 1
+        await turn.wait()
+
+    ctx = context_of(engine)
+    ctx.turns = Mock(next=next_turn)
+    server = await RpcServer.start(ctx)
+    async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+        calls = [asyncio.ensure_future(client.generate("hi")) for _ in range(2)]
+        await until(lambda: waiting == 2)
+        assert engine.calls == []
+        calls[0].cancel()
+        await asyncio.wait(calls[:1])
+        await until(lambda: ctx.drain.in_flight == 1)
+        turn.set()
+        await calls[1]
+        assert len(engine.calls) == 1
+    await server.stop()
 
 
 async def test_a_slow_reader_does_not_make_the_server_run_ahead():

@@ -125,6 +125,7 @@ class EngineService(EngineServicer):
         self, request: pb.GenerateRequest, record: RequestRecord
     ) -> AsyncGenerator[RequestOutput, None]:
         """Closing it, as a cancelled call does, aborts the request."""
+        await self._ctx.turns.next()
         config = self._ctx.config
         params = sampling_params_of(
             request.sampling_params,
