@@ -21,7 +21,7 @@ from dlcore.router.backend import Role
 from dlcore.router.discovery import Change, CtrlDiscovery, Join, Leave
 
 Ctrl = FakeCtrl | RealCtrl
-BEAT_S = 0.4
+BEAT_S = 1.5  # a third of it may be lost to a busy machine
 URL = "http://127.0.0.1:6001"
 
 
@@ -119,7 +119,7 @@ async def test_a_node_joins_and_a_silent_one_is_gone_within_two_heartbeats(ctrl:
         node.cancel()
         died = time.monotonic()
         assert await until(lambda: watch.kinds[1:] == [Leave(URL)])
-        slack = 0.2  # of a busy machine
+        slack = BEAT_S / 3
         assert watch.changes[1][0] - died < 2 * BEAT_S + slack
         async with registered(ctrl):
             assert await until(lambda: watch.kinds[2:] == [Join(URL, Role.HYBRID)])
