@@ -276,7 +276,7 @@ def _longest_first(all_params: Sequence[SamplingParams]) -> list[int]:
 
 
 def _offline(config: EngineConfig) -> EngineConfig:
-    """Who waits for the last answer of a list: none that may be it waits for the others' gaps."""
+    """The caller waits for a list's last answer: prompts whose answers may be it do not wait."""
     if config.hold_back_last_answers is not None:
         return config
     return replace(config, hold_back_last_answers=False)
