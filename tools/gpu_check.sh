@@ -39,16 +39,16 @@ stage_offline() {
   done
 }
 
-serve_and_load() { # shape, numbers of clients, flags of the server
-  local shape=$1 counts=$2 port=$((20000 + RANDOM % 20000)) started=$SECONDS
-  shift 2
+serve_and_load() { # name of its log, shape, numbers of clients, flags of the server
+  local log=$out/serve-$1.log shape=$2 counts=$3 port=$((20000 + RANDOM % 20000)) started=$SECONDS
+  shift 3
   "$python" -m dlcore serve "$models/$shape" --load-format dummy --port "$port" \
     --served-model-name m --no-enable-prefix-caching --max-model-len 8192 --no-access-log --frontends "$frontends" \
-    "$@" >"$out/serve-$shape.log" 2>&1 &
+    "$@" >"$log" 2>&1 &
   local server=$!
   for _ in $(seq 600); do
     curl -sf "http://127.0.0.1:$port/health" >/dev/null && break
-    kill -0 "$server" 2>/dev/null || { tail -30 "$out/serve-$shape.log"; return 1; }
+    kill -0 "$server" 2>/dev/null || { tail -30 "$log"; return 1; }
     sleep 0.2
   done
   echo "ready after $((SECONDS - started)) s"
@@ -72,9 +72,10 @@ stage_online() {
   for shape in $shapes; do
     "$python" tools/shapes.py "$shape" "$models/$shape" >/dev/null
     echo "-- $shape over HTTP"
-    serve_and_load "$shape" "1 16 64 256" | tee "$out/online-$shape.log"
+    serve_and_load "$shape" "$shape" "1 16 64 256" | tee "$out/online-$shape.log"
     # With some of them waiting those that run are quicker: TPOT for TTFT.
-    serve_and_load "$shape" 256 --max-num-seqs 216 | tee "$out/online-$shape--max-num-seqs-216.log"
+    local name=$shape--max-num-seqs-216
+    serve_and_load "$name" "$shape" 256 --max-num-seqs 216 | tee "$out/online-$name.log"
   done
 }
 

@@ -59,14 +59,15 @@ void Scheduler::PlanRunning(PlanRecord* record) {
 // Whether the prompts beside these decodes may wait. With every step that passes before the
 // answer that may end last begins, all of them end a step later.
 bool Scheduler::HoldsBack(const StepPlan& decodes) const {
-  if (options_.hold_back_last_answers) return true;
+  const bool may_admit = !waiting_.empty() && !free_slots_.empty();
+  if (options_.hold_back_last_answers || (prefilling_.empty() && !may_admit)) return true;
   int32_t most_left = 0;
   for (const PlannedSequence& planned : decodes.sequences) {
     most_left = std::max(most_left, planned.sequence->num_left());
   }
   const auto ends_last = [most_left](const Sequence* s) { return s->num_left() > most_left; };
   if (std::ranges::any_of(prefilling_, ends_last)) return false;
-  return waiting_.empty() || free_slots_.empty() || !ends_last(*waiting_.begin());
+  return !may_admit || !ends_last(*waiting_.begin());
 }
 
 void Scheduler::PlanPrefills(PlanRecord* record) {

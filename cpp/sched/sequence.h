@@ -76,7 +76,7 @@ class Sequence {
   [[nodiscard]] bool in_flight() const { return num_in_flight_ > 0 || pulling; }
   // False while its next token could not be used, or depends on one not yet known.
   [[nodiscard]] bool CanPlan() const {
-    return state == SequenceState::kRunning && num_known() + num_pending_ < max_total_ &&
+    return state == SequenceState::kRunning && num_left() > 0 &&
            (num_pending_ == 0 || !waits_for_commit_);
   }
 

@@ -15,7 +15,7 @@ MAX_NUM_BATCHED_TOKENS = {"cpu": 2048, "cuda": 33 * TILE}
 # small model's fixed cost per step is spread over enough tokens.
 MIXED_STEP_S = 0.01
 PREFILL_FLOPS = 7e14
-MIXED_STEP_RANGE = (768, 2048)
+MIXED_STEP_RANGE = (3 * TILE, 8 * TILE)
 
 
 def max_num_batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:

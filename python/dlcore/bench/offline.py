@@ -4,7 +4,7 @@ The figures and how they are taken:
 - TPOT at batch b: (seconds for `output_len` tokens - seconds for one token) / (output_len - 1),
   b sequences at once;
 - TTFT: one prompt of `ttft_len` tokens until its first token, one request right after the other
-  for at least `busy_s`, as a GPU at its power limit takes that long to find its clock; and each
+  for at least `busy_s`, as a GPU needs time to find its clock at its power limit; and each
   after `idle_s` without work, as a lone request finds a GPU that has not slowed down;
 - prefill: tokens a second over a batch of prompts with one token of answer each;
 - mixed: answer tokens a second, all requests at once, lengths drawn from a seeded generator;

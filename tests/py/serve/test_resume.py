@@ -114,14 +114,15 @@ def answer_of(events: list[dict[str, Any]]) -> Answer:
     return answer
 
 
-def cuts_of(events: list[dict[str, Any]], num_choices: int) -> list[int]:
-    """Where an unfinished answer can be cut: after events that close an output, with its ids."""
-    return [
-        end
+def cuts_of(events: list[dict[str, Any]], num_choices: int) -> list[Answer]:
+    """What a client has of an unfinished answer after each event that closes an output: these
+    carry its token ids."""
+    parts = [
+        answer_of(events[:end])
         for end, event in enumerate(events, start=1)
         if any(choice.get("token_ids") for choice in event["choices"])
-        and any(ids is not None for ids in answer_of(events[:end]).resume(num_choices))
     ]
+    return [part for part in parts if any(ids is not None for ids in part.resume(num_choices))]
 
 
 def check_every_cut(http: httpx.Client, path: str, body: dict[str, Any]) -> Answer:
@@ -133,15 +134,14 @@ def check_every_cut(http: httpx.Client, path: str, body: dict[str, Any]) -> Answ
         if len(cuts) >= 3:
             break
     assert len(cuts) >= 3
-    for end in cuts:
-        part = answer_of(events[:end])
+    for part in cuts:
         resume = part.resume(len(whole.choices))
         finished = sum(len(whole.choices[i].token_ids) for i, r in enumerate(resume) if r is None)
         for event_after in events_of(http, path, {**body, "resume_token_ids": resume}):
             part.add(event_after)
         assert part.usage is not None
         part.usage = (part.usage[0], part.usage[1] + finished)
-        assert part == whole, f"cut after event {end}"
+        assert part == whole, f"cut after {resume}"
     return whole
 
 
