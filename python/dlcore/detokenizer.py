@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from dlcore.token_table import TokenTable, byte_of_token
+from dlcore.token_table import Spelling, TokenTable, byte_of_token
 from dlcore.tokenizer import Tokenizer
 
 
@@ -43,15 +43,18 @@ class DetokenizerFactory:
 
     def _maker(self, skip_special_tokens: bool) -> Callable[[], IncrementalDetokenizer]:
         tokenizer = self._tokenizer
-        if not tokenizer.is_byte_level:
+        if tokenizer.spelling is Spelling.MARKED:
             return partial(WindowDetokenizer, _TokenTexts(tokenizer, skip_special_tokens))
         special = tokenizer.special_token_ids() if skip_special_tokens else ()
-        table = TokenTable(tokenizer.backend, byte_level=True, skipped=special)
-        return partial(ByteLevelDetokenizer, table)
+        table = TokenTable(tokenizer.backend, tokenizer.spelling, skipped=special)
+        return partial(TableDetokenizer, table)
 
 
-class ByteLevelDetokenizer:
-    """For byte-level BPE (GPT-2, Qwen, DeepSeek, Llama 3, ...): a table look-up a token."""
+class TableDetokenizer:
+    """For decoders that only join what each token writes: a table look-up a token.
+
+    Byte-level BPE (GPT-2, Qwen, DeepSeek, Llama 3, ...) and plain words.
+    """
 
     __slots__ = ("_pending", "_table")
 

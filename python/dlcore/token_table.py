@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _NO_BYTE = 0x100  # in no byte-sized encoding
+
+
+class Spelling(Enum):
+    """How a tokenizer's decoder reads the string of a token in its vocabulary."""
+
+    BYTE_LEVEL = "a stand-in character for each byte (GPT-2)"
+    PLAIN = "as it stands"
+    MARKED = "a mark for the space, `<0xNN>` for a raw byte (SentencePiece), or otherwise"
 
 
 class TokenTable:
@@ -20,9 +29,9 @@ class TokenTable:
     __slots__ = ("bytes", "max_bytes", "text")
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, byte_level: bool, skipped: Collection[int] = ()
+        self, backend: tokenizers.Tokenizer, spelling: Spelling, *, skipped: Collection[int] = ()
     ) -> None:
-        to_bytes = _byte_level_bytes if byte_level else _marked_bytes
+        to_bytes = _TO_BYTES[spelling]
         vocab = backend.get_vocab(with_added_tokens=True)
         size = max(vocab.values(), default=-1) + 1
         self.bytes: list[bytes] = [b""] * size
@@ -68,6 +77,12 @@ def _byte_level_bytes(token: str) -> bytes:
 
 
 def _marked_bytes(token: str) -> bytes:
-    """SentencePiece style: a mark for the space, `<0xNN>` for a raw byte."""
     byte = byte_of_token(token)
     return token.replace("▁", " ").encode("utf-8") if byte is None else bytes([byte])
+
+
+_TO_BYTES: dict[Spelling, Callable[[str], bytes]] = {
+    Spelling.BYTE_LEVEL: _byte_level_bytes,
+    Spelling.PLAIN: str.encode,
+    Spelling.MARKED: _marked_bytes,
+}

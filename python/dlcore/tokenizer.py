@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from dlcore.chat_template import ChatTemplate, ChatTemplateError, Message
-from dlcore.token_table import TokenTable
+from dlcore.token_table import Spelling, TokenTable
 
 
 class TokenizerError(ValueError):
@@ -38,7 +38,7 @@ class Tokenizer:
         self._eos_token_ids = tuple(eos_token_ids)
         self._add_bos_token_id = add_bos_token_id
         self._table: TokenTable | None = None
-        self.is_byte_level = _is_byte_level(backend)
+        self.spelling = _spelling(backend)
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer | None:
@@ -146,7 +146,7 @@ class Tokenizer:
 
     def _token_table(self) -> TokenTable:
         if self._table is None:
-            self._table = TokenTable(self._backend, byte_level=self.is_byte_level)
+            self._table = TokenTable(self._backend, self.spelling)
         return self._table
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -182,13 +182,14 @@ def _bos_to_add(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> int
     return backend.token_to_id(token)
 
 
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    if backend.decoder is None:
-        return False
+def _spelling(backend: tokenizers.Tokenizer) -> Spelling:
+    if backend.decoder is None:  # words with a space between them
+        return Spelling.MARKED
     decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
     while decoder["type"] == "Sequence" and len(decoder["decoders"]) == 1:
         decoder = decoder["decoders"][0]
-    return bool(decoder["type"] == "ByteLevel")
+    known = {"ByteLevel": Spelling.BYTE_LEVEL, "Fuse": Spelling.PLAIN}
+    return known.get(decoder["type"], Spelling.MARKED)
 
 
 def _token_text(value: Any) -> str | None:

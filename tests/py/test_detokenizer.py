@@ -8,13 +8,14 @@ from fake_core import FakeEngine, make_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcore.detokenizer import ByteLevelDetokenizer, DetokenizerFactory, WindowDetokenizer
+from dlcore.detokenizer import DetokenizerFactory, TableDetokenizer, WindowDetokenizer
 from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
 TOKENIZERS = {
     "byte_level": Tokenizer(text_models.byte_level()),
     "byte_fallback": Tokenizer(text_models.byte_fallback()),
+    "words": Tokenizer(text_models.words()),
 }
 FACTORIES = {name: DetokenizerFactory(t) for name, t in TOKENIZERS.items()}
 names = st.sampled_from(sorted(TOKENIZERS))
@@ -74,7 +75,11 @@ def test_ids_beyond_the_vocabulary_have_no_text() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("byte_level", ByteLevelDetokenizer), ("byte_fallback", WindowDetokenizer)],
+    [
+        ("byte_level", TableDetokenizer),
+        ("words", TableDetokenizer),
+        ("byte_fallback", WindowDetokenizer),
+    ],
 )
 def test_each_family_takes_its_own_path(name: str, kind: type) -> None:
     assert isinstance(FACTORIES[name].make(), kind)

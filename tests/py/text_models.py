@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the two families the engine meets, trained in memory."""
+"""Tiny tokenizers of the families the engine meets, made in memory."""
 
 from __future__ import annotations
 
@@ -55,6 +55,19 @@ def byte_fallback() -> tokenizers.Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
+    return tokenizer
+
+
+def words() -> tokenizers.Tokenizer:
+    """Word level, joined as they stand: also what looks like a mark, a byte or a stand-in."""
+    vocab = ["<unk>", "The", " cat", "é", "日本", "▁", "▁a", "<0x41>", "Ġ", "Ċ", " ", "."]
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="<unk>")
+    )
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.add_tokens([AddedToken("two words")])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 

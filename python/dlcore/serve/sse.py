@@ -6,6 +6,7 @@ engine refuses gets its proper status; a client kept waiting longer sees comment
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from dlcore.outputs import RequestOutput
 from dlcore.serve.errors import ApiError, to_api_error
-from dlcore.serve.generation import Generation
+from dlcore.serve.generation import Generation, Outputs
 from dlcore.serve.lifetime import Lifetime
 from dlcore.serve.record import SCOPE_KEY, SEND_KEY
 
@@ -75,19 +76,31 @@ class EventStream(Response):
 
     async def _stream(self, lifetime: Lifetime) -> None:
         async with aclosing(self._generation.outputs()) as outputs:
-            async for job, output in outputs:
-                data = self._encoder.on_output(job, output)
-                if output.resumed:  # the encoder had to see it; the client has it
-                    continue
-                if lifetime.gone:
-                    return
-                if lifetime.expired:
-                    raise TimeoutError
-                if data:
-                    await self._write(data)
+            await self._pass_on(outputs, lifetime, only_first=True)
+            # A task of its own: each output wakes this one coroutine, not one through the other
+            # all the middleware that waits for it.
+            await asyncio.create_task(self._pass_on(outputs, lifetime))
+        if lifetime.gone:
+            return
         if lifetime.expired:
             raise TimeoutError
         await self._write(self._encoder.on_end())
+
+    async def _pass_on(
+        self, outputs: Outputs, lifetime: Lifetime, *, only_first: bool = False
+    ) -> None:
+        async for job, output in outputs:
+            data = self._encoder.on_output(job, output)
+            if output.resumed:  # the encoder had to see it; the client has it
+                continue
+            if lifetime.gone:
+                return
+            if lifetime.expired:
+                raise TimeoutError
+            if data:
+                await self._write(data)
+            if only_first:
+                return
 
     async def _write(self, data: bytes) -> None:
         if not self._started:
