@@ -11,7 +11,7 @@ from dlcore.config import ConfigError
 from dlcore.router.app import make_app
 from dlcore.router.config import RouterConfig
 from dlcore.serve.auth import keys_in_file
-from dlcore.serve.collector import rare_full_collections
+from dlcore.serve.collector import rare_collections
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.drain import Drain
 from dlcore.serve.http import bind_or_explain, checked_keys, run
@@ -69,6 +69,6 @@ async def serve(config: RouterConfig, http: ServeConfig, listener: socket.socket
     server.on_ready = lambda: logger.info(
         "router is ready at %s://%s:%d, %d nodes listed", scheme, host, port, len(config.backends)
     )
-    with rare_full_collections():
+    with rare_collections():
         await server.serve(sockets=[listener])
     return server.exit_code

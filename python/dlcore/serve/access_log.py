@@ -43,6 +43,7 @@ class AccessLog:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
+            del scope[SEND_KEY]  # it holds the scope: both would wait for the garbage collector
             if scope.get("server") is not None:  # else: who passed it on, by Unix socket, tells
                 self._tell(record)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from dlcore.named_event import named_event
 from dlcore.outputs import RequestOutput
 from dlcore.serve.anthropic_blocks import ContentBlocks
 from dlcore.serve.chat_job import ChatCall
 from dlcore.serve.errors import ApiError
+from dlcore.serve.event_buffer import EventBuffer
 from dlcore.serve.record import new_id
-from dlcore.serve.resume import token_ids_event
 from dlcore.serve.schemas.anthropic import AnthropicUsage, MessageResponse, StreamEvent
 from dlcore.serve.token_counts import TokenCounts
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class _Events(EventBuffer):
+    def add(self, event: StreamEvent) -> None:
+        self.append(event.type, event)
 
 
 class MessageRun:
@@ -25,18 +27,17 @@ class MessageRun:
         self._model = model
         self._token_ids = token_ids
         self._id = f"msg_{new_id()}"
-        self._stream = bool(call.request.stream)
         self._reading = call.reader.reading()
         self._counts = TokenCounts(call.job, None)
-        self._blocks = ContentBlocks(self._emit)
-        self._events: list[bytes] = []
+        self._events = _Events(stream=bool(call.request.stream))
+        self._blocks = ContentBlocks(self._events.add)
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
 
     def on_start(self) -> bytes:
-        self._emit(StreamEvent(type="message_start", message=self.render()))
-        self._emit(StreamEvent(type="ping"))
-        return self._take()
+        self._events.add(StreamEvent(type="message_start", message=self.render()))
+        self._events.add(StreamEvent(type="ping"))
+        return self._events.take()
 
     def on_output(self, job: int, output: RequestOutput) -> bytes:
         self._counts.add(output)
@@ -45,19 +46,19 @@ class MessageRun:
             if out.finish_reason is not None:
                 self._blocks.close()
                 self._end(self._reading.finish_reason(out.finish_reason), out.stop_reason)
-            if self._stream and self._token_ids:
-                self._events.append(token_ids_event(out))
-        return self._take()
+            if self._token_ids:
+                self._events.append_token_ids(out)
+        return self._events.take()
 
     def on_end(self) -> bytes:
         delta = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
-        self._emit(StreamEvent(type="message_delta", delta=delta, usage=self._usage()))
-        self._emit(StreamEvent(type="message_stop"))
-        return self._take()
+        self._events.add(StreamEvent(type="message_delta", delta=delta, usage=self._usage()))
+        self._events.add(StreamEvent(type="message_stop"))
+        return self._events.take()
 
     def on_error(self, error: ApiError) -> bytes:
-        self._emit(StreamEvent(type="error", error=error.anthropic()["error"]))
-        return self._take()
+        self._events.add(StreamEvent(type="error", error=error.anthropic()["error"]))
+        return self._events.take()
 
     def render(self) -> MessageResponse:
         return MessageResponse(
@@ -80,12 +81,3 @@ class MessageRun:
             cache_read_input_tokens=self._counts.cached,
             output_tokens=self._counts.completion,
         )
-
-    def _emit(self, event: StreamEvent) -> None:
-        if self._stream:
-            self._events.append(named_event(event.type, msgspec.json.encode(event)))
-
-    def _take(self) -> bytes:
-        data = b"".join(self._events)
-        self._events.clear()
-        return data

@@ -141,7 +141,9 @@ class ErrorBoundary:
         try:
             await self.app(scope, receive, watched_send)
         except Exception as exc:
-            error = to_api_error(exc)
+            # Its traceback holds this frame, which would hold it: both, and the request, would wait
+            # for the garbage collector.
+            error = to_api_error(exc).with_traceback(None)
             if not started:
                 await send_error(send, error, scope["path"])
             else:

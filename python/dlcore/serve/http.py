@@ -19,7 +19,7 @@ from dlcore.config import ConfigError
 from dlcore.engine_client import EngineClient
 from dlcore.serve.app import build_app
 from dlcore.serve.auth import load_api_keys
-from dlcore.serve.collector import rare_full_collections
+from dlcore.serve.collector import rare_collections
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
 from dlcore.serve.logs import configure_logging
@@ -122,7 +122,7 @@ async def serve(
             )
 
         server.on_ready = announce if on_ready is None else partial(on_ready, ctx)
-        with rare_full_collections():
+        with rare_collections():
             async with membership(config, _url(config, listener), server, ctx.drain):
                 await server.serve(sockets=[listener, *([homes.listen()] if homes else [])])
         if rpc is not None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 
-from dlcore.named_event import named_event
 from dlcore.outputs import RequestOutput
 from dlcore.serve.chat_job import ChatCall
 from dlcore.serve.errors import ApiError
+from dlcore.serve.event_buffer import EventBuffer
 from dlcore.serve.generation import Generation
 from dlcore.serve.logprobs import TokenTexts, chat_logprobs
 from dlcore.serve.responses_items import OutputItems
-from dlcore.serve.resume import token_ids_event
 from dlcore.serve.schemas.responses import (
     IncompleteDetails,
     InputTokensDetails,
@@ -25,6 +24,16 @@ from dlcore.serve.schemas.responses import (
     ResponseUsage,
 )
 from dlcore.serve.token_counts import TokenCounts
+
+
+class _Events(EventBuffer):
+    def __init__(self, *, stream: bool) -> None:
+        super().__init__(stream=stream)
+        self._sequence = 0
+
+    def add(self, name: str, fields: dict[str, Any]) -> None:
+        self.append(name, {"type": name, "sequence_number": self._sequence, **fields})
+        self._sequence += 1
 
 
 class ResponseRun:
@@ -50,9 +59,8 @@ class ResponseRun:
         self._reading = call.reader.reading()
         self._counts = TokenCounts(call.job, texts.tokenizer)
         self._error: ResponseError | None = None
-        self._events: list[bytes] = []
-        self._sequence = 0
-        self.items = OutputItems(self._emit)
+        self._events = _Events(stream=bool(request.stream))
+        self.items = OutputItems(self._events.add)
 
     @property
     def ended(self) -> bool:
@@ -60,8 +68,8 @@ class ResponseRun:
 
     def on_start(self) -> bytes:
         for name in ("response.created", "response.in_progress"):
-            self._emit(name, {"response": self.render()})
-        return self._take()
+            self._events.add(name, {"response": self.render()})
+        return self._events.take()
 
     def on_output(self, job: int, output: RequestOutput) -> bytes:
         if not self.ended:
@@ -75,19 +83,19 @@ class ResponseRun:
             self.items.add(self._reading.read(out), entries)
             if out.finish_reason is not None:
                 self._end(out.finish_reason)
-            if self.request.stream and self.request.return_token_ids:
-                self._events.append(token_ids_event(out))
-        return self._take()
+            if self.request.return_token_ids:
+                self._events.append_token_ids(out)
+        return self._events.take()
 
     def on_end(self) -> bytes:
         name = {"completed": "completed", "failed": "failed"}.get(self.status, "incomplete")
-        self._emit(f"response.{name}", {"response": self.render()})
-        return self._take()
+        self._events.add(f"response.{name}", {"response": self.render()})
+        return self._events.take()
 
     def on_error(self, error: ApiError) -> bytes:
         self.fail(error)
-        self._emit("response.failed", {"response": self.render()})
-        return self._take()
+        self._events.add("response.failed", {"response": self.render()})
+        return self._events.take()
 
     def fail(self, error: ApiError) -> None:
         self.status = "failed"
@@ -148,15 +156,3 @@ class ResponseRun:
             ),
             total_tokens=counts.prompt + counts.completion,
         )
-
-    def _emit(self, name: str, fields: dict[str, Any]) -> None:
-        if not self.request.stream:
-            return
-        event = {"type": name, "sequence_number": self._sequence, **fields}
-        self._sequence += 1
-        self._events.append(named_event(name, msgspec.json.encode(event)))
-
-    def _take(self) -> bytes:
-        data = b"".join(self._events)
-        self._events.clear()
-        return data
