@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import threading
 import time
 from collections import defaultdict
@@ -19,6 +21,7 @@ from dlcore.core_engine import CoreEngine, CoreOutputBatch
 from dlcore.frontends.endpoint import Context, EndpointOwner
 from dlcore.frontends.messages import (
     Abort,
+    GiveBack,
     Outputs,
     Rejected,
     Released,
@@ -26,12 +29,18 @@ from dlcore.frontends.messages import (
     Snapshot,
     Stats,
     Submit,
+    Take,
+    Taken,
     decode_to_engine,
     encode,
+    id_prefix,
+    prefix_of,
     worker_of,
 )
+from dlcore.frontends.remote_limits import SharedLimits
 from dlcore.frontends.remote_rules import ForgottenError, RuledSubmits
 from dlcore.kv_link import KvLink
+from dlcore.serve.limits import Limits
 from dlcore.structured.rules import RequestRules
 
 STATS_INTERVAL_S = 0.25
@@ -51,10 +60,12 @@ class CoreServer:
         num_workers: int,
         rules: RequestRules | None = None,
         kv_link: KvLink | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`rules` is this object's to close; without it no request may be constrained. `kv_link`:
-        where the core gives or takes KV."""
+        where the core gives or takes KV. `limits`: what all front ends together admit."""
         self._core = core
+        self._limits = SharedLimits(limits or Limits(0, 0))
         self._kv_link = kv_link
         self._ruled = None if rules is None else RuledSubmits(rules, self._submit)
         self._owner = EndpointOwner()
@@ -66,7 +77,8 @@ class CoreServer:
             for worker in range(num_workers)
         ]
         self._snapshots: dict[int, dict[str, float]] = {}
-        self._replies: list[Rejected | Released] = []
+        self._replies: list[Rejected | Released | Taken] = []
+        self._reply_fd = os.eventfd(0, os.EFD_NONBLOCK)  # readable: there are some
         self._with_logprobs: set[int] = set()
         self._holding: set[int] = set()  # whose KV stays when they end
         self._live: set[int] = set()
@@ -90,10 +102,14 @@ class CoreServer:
             self._ruled.close()
         self._context.destroy(linger=0)
         self._owner.remove()
+        if self._reply_fd >= 0:
+            os.close(self._reply_fd)
+            self._reply_fd = -1
 
-    def forget_worker(self, worker: int) -> None:
+    def forget_worker(self, worker: int, incarnation: int = 0) -> None:
         """A front end died: its requests have no reader any more. Any thread."""
         self._snapshots.pop(worker, None)
+        self._limits.forget(id_prefix(worker, incarnation))
         self._abort([core_id for core_id in list(self._live) if worker_of(core_id) == worker])
 
     # ---- requests
@@ -115,6 +131,10 @@ class CoreServer:
                     self._snapshots[worker] = metrics
                 case ReleaseLease():
                     self._release(message)
+                case Take(id=number, name=name):
+                    self._reply(Taken(number, self._limits.take(prefix_of(number), name)))
+                case GiveBack(holder=holder, name=name):
+                    self._limits.give_back(holder, name)
 
     def _accept(self, message: Submit) -> None:
         params = message.params
@@ -166,7 +186,7 @@ class CoreServer:
         was_live = False
         if self._kv_link is not None:
             was_live = self._kv_link.release(message.lease_id, message.epoch).result()
-        self._replies.append(Released(message.id, was_live))
+        self._reply(Released(message.id, was_live))
 
     def _abort(self, core_ids: list[int]) -> None:
         if self._ruled is not None:
@@ -175,24 +195,35 @@ class CoreServer:
 
     def _reject(self, core_id: int, kind: str, message: str) -> None:
         self._ended(core_id)
-        self._replies.append(Rejected(core_id, kind, message))
+        self._reply(Rejected(core_id, kind, message))
+
+    def _reply(self, reply: Rejected | Released | Taken) -> None:
+        self._replies.append(reply)
+        os.eventfd_write(self._reply_fd, 1)
 
     # ---- outputs
 
     def _hand_out(self) -> None:
         next_stats = 0.0
+        something = select.poll()
+        something.register(self._core.output_fd(), select.POLLIN)
+        something.register(self._reply_fd, select.POLLIN)
         while not self._stopping.is_set():
-            # Short while something is to be said: its client waits for the word.
-            batch = self._core.poll(POLL_MS / 1000 if not self._replies else 0.0)
-            if batch is not None:
+            something.poll(POLL_MS)
+            if (batch := self._core.poll(0.0)) is not None:
                 self._send_rows(batch)
-            while self._replies:
-                reply = self._replies.pop(0)
-                self._send(worker_of(reply.id), encode(reply))
+            self._send_replies()
             now = time.monotonic()
             if now >= next_stats:
                 next_stats = now + STATS_INTERVAL_S
                 self._broadcast(Stats(dict(self._core.stats()), dict(self._snapshots)))
+
+    def _send_replies(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # there are none
+            os.eventfd_read(self._reply_fd)
+        while self._replies:
+            reply = self._replies.pop(0)
+            self._send(worker_of(reply.id), encode(reply))
 
     def _broadcast(self, stats: Stats) -> None:
         data = encode(stats)

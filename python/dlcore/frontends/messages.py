@@ -24,8 +24,16 @@ def id_prefix(worker: int, incarnation: int) -> int:
     return (incarnation % 256) << WORKER_BITS | worker
 
 
+def prefix_of(core_id: int) -> int:
+    return core_id >> ID_BITS
+
+
+def worker_of_prefix(prefix: int) -> int:
+    return prefix & (MAX_WORKERS - 1)
+
+
 def worker_of(core_id: int) -> int:
-    return core_id >> ID_BITS & (MAX_WORKERS - 1)
+    return worker_of_prefix(prefix_of(core_id))
 
 
 # As _core.OutputBatch.rows() gives them: id, tokens, finish reason, stop token, cached tokens.
@@ -65,6 +73,20 @@ class ReleaseLease(msgspec.Struct, array_like=True, tag="f"):
     epoch: int
 
 
+class Take(msgspec.Struct, array_like=True, tag="l"):
+    """May another request of this caller begin? `Taken` with the same id answers."""
+
+    id: int
+    name: str  # the API key's, or the address of who has none
+
+
+class GiveBack(msgspec.Struct, array_like=True, tag="g"):
+    """One that began has ended."""
+
+    holder: int  # the front end's id_prefix
+    name: str
+
+
 class Outputs(msgspec.Struct, array_like=True, tag="o"):
     rows: list[Row]
     logprobs: dict[int, list[Logprobs]] = {}  # by row
@@ -88,6 +110,13 @@ class Released(msgspec.Struct, array_like=True, tag="f"):
     was_live: bool
 
 
+class Taken(msgspec.Struct, array_like=True, tag="l"):
+    """`refusal`: None when it may begin."""
+
+    id: int
+    refusal: tuple[float, str] | None
+
+
 class Stats(msgspec.Struct, array_like=True, tag="t"):
     """Broadcast several times a second: the core's counters, and the front ends' metrics."""
 
@@ -95,8 +124,8 @@ class Stats(msgspec.Struct, array_like=True, tag="t"):
     snapshots: dict[int, dict[str, float]]
 
 
-ToEngine = Submit | Abort | Snapshot | ReleaseLease
-ToFrontend = Outputs | Rejected | Released | Stats
+ToEngine = Submit | Abort | Snapshot | ReleaseLease | Take | GiveBack
+ToFrontend = Outputs | Rejected | Released | Taken | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -22,6 +22,7 @@ from dlcore.frontends.messages import (
     ID_BITS,
     ID_MASK,
     Abort,
+    GiveBack,
     Logprobs,
     Outputs,
     Rejected,
@@ -30,12 +31,16 @@ from dlcore.frontends.messages import (
     Snapshot,
     Stats,
     Submit,
+    Take,
+    Taken,
     ToEngine,
     decode_to_frontend,
     encode,
     id_prefix,
+    prefix_of,
 )
 from dlcore.kv_link import NamedLease
+from dlcore.serve.limits import Refusal
 
 POLL_MS = 50
 
@@ -95,7 +100,7 @@ class RemoteBatch:
 
     def _local_id(self, core_id: int) -> int:
         """The front end's own number; 0, which is nobody's, for a predecessor's request."""
-        return core_id & ID_MASK if core_id >> ID_BITS == self._prefix else 0
+        return core_id & ID_MASK if prefix_of(core_id) == self._prefix else 0
 
 
 class RemoteCore:
@@ -110,7 +115,8 @@ class RemoteCore:
         self._socket = connect(self._context, zmq.PULL, endpoint.outputs(worker), key)
         self._received: deque[Outputs | Rejected] = deque()
         self._releases: dict[int, Future[bool]] = {}
-        self._next_release = itertools.count(1)
+        self._places: dict[int, Future[Refusal | None]] = {}
+        self._next_question = itertools.count(1)
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._readable = select.poll()
         self._readable.register(self._event_fd, select.POLLIN)
@@ -158,10 +164,20 @@ class RemoteCore:
 
     def release_kv_lease(self, lease_id: int, epoch: int) -> Future[bool]:
         """False when it had ended. Without an answer while the engine process has none."""
-        number = self._global_id(next(self._next_release))
+        number = self._global_id(next(self._next_question))
         answer = self._releases[number] = Future()
         self._send(ReleaseLease(number, lease_id, epoch))
         return answer
+
+    def take(self, name: str) -> Future[Refusal | None]:
+        """None: another request of `name` may begin, and `give_back` must follow its end."""
+        number = self._global_id(next(self._next_question))
+        answer = self._places[number] = Future()
+        self._send(Take(number, name))
+        return answer
+
+    def give_back(self, name: str) -> None:
+        self._send(GiveBack(self._prefix, name))
 
     def publish(self, metrics: dict[str, float]) -> None:
         """Sends this front end's metrics for the others' pages."""
@@ -219,10 +235,15 @@ class RemoteCore:
                 self.snapshots = message.snapshots
                 self._first_stats.set()
             elif isinstance(message, Released):
-                # None: asked by this process's predecessor.
-                answer = self._releases.pop(message.id, None)
-                if answer is not None and answer.set_running_or_notify_cancel():
-                    answer.set_result(message.was_live)
+                _answer(self._releases.pop(message.id, None), message.was_live)
+            elif isinstance(message, Taken):
+                _answer(self._places.pop(message.id, None), message.refusal)
             else:
                 self._received.append(message)
                 os.eventfd_write(self._event_fd, 1)
+
+
+def _answer(asked: Future[Any] | None, result: object) -> None:
+    """asked: None where this process's predecessor did."""
+    if asked is not None and asked.set_running_or_notify_cancel():
+        asked.set_result(result)

@@ -22,6 +22,7 @@ from dlcore.kv_link import LocalKvLink
 from dlcore.runner import LoadedEngine, build_engine
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.http import bind_or_explain, checked_keys
+from dlcore.serve.limits import Limits
 from dlcore.serve.logs import configure_logging
 from dlcore.structured.rules import RequestRules
 from dlcore.tokenizer import Tokenizer
@@ -73,7 +74,8 @@ class Supervisor:
         self._port = port
         kv = engine.config.kv_transfer
         link = LocalKvLink(engine.core) if kv is not None else None
-        self._server = CoreServer(engine.core, config.frontends, _rules(engine), link)
+        limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
+        self._server = CoreServer(engine.core, config.frontends, _rules(engine), link, limits)
         self._facts = _facts(engine)
         self._kv = KvFacts.of(kv, link.endpoints) if kv is not None and link is not None else None
         self._signals = 0
@@ -114,7 +116,7 @@ class Supervisor:
     def _replace(self, front_end: FrontEnd) -> None:
         code = front_end.process.returncode
         logger.error("front end %d died (exit code %s); restarting it", front_end.worker, code)
-        self._server.forget_worker(front_end.worker)
+        self._server.forget_worker(front_end.worker, front_end.incarnation)
         time.sleep(RESTART_PAUSE_S)
         front_end.restart()
         front_end.configure(self._worker_config(front_end))

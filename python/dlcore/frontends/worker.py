@@ -21,6 +21,7 @@ from dlcore.frontends.endpoint import Endpoint
 from dlcore.frontends.metrics import share_metrics
 from dlcore.frontends.remote_core import RemoteCore, RemoteParams
 from dlcore.frontends.remote_kv import KvFacts, remote_kv_peer
+from dlcore.frontends.remote_limits import RemoteLimits
 from dlcore.frontends.remote_rules import RemoteRules
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
@@ -115,9 +116,13 @@ def main() -> int:
         sys.stdout.flush()
 
     homes = ResponseHomes(config.folder, config.worker)
+    limits = RemoteLimits(core, enabled=settings.limits_callers)
     listener = bind(settings.host, config.port, shared=True)
     with listener:
-        return run(serve(settings, make_engine, listener, homes=homes, on_ready=on_ready))
+        served = serve(
+            settings, make_engine, listener, homes=homes, limits=limits, on_ready=on_ready
+        )
+        return run(served)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dlcore.serve.body import UnknownFields
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.drain import Drain
 from dlcore.serve.errors import not_found
-from dlcore.serve.limits import Limits
+from dlcore.serve.limits import Limiter, Limits, OwnLimits
 from dlcore.serve.metrics import Metrics
 from dlcore.serve.parsers.registry import (
     REASONING_PARSERS,
@@ -35,7 +35,7 @@ class ServerContext:
     config: ServeConfig
     metrics: Metrics
     answer_format: AnswerFormat
-    limits: Limits  # of a key, whichever way it comes
+    limits: Limiter  # of a key, whichever way it comes
     chat_template: ChatTemplate | None = None  # replaces the model's
     tracing: Tracing | None = None
     homes: ResponseHomes | None = None  # where several processes serve one port
@@ -67,7 +67,7 @@ def make_context(engine: EngineClient, config: ServeConfig) -> ServerContext:
     traces = make_tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     metrics = Metrics(names[0], engine.stats)
     limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
-    return ServerContext(engine, config, metrics, form, limits, template, traces)
+    return ServerContext(engine, config, metrics, form, OwnLimits(limits), template, traces)
 
 
 def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:

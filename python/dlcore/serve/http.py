@@ -22,6 +22,7 @@ from dlcore.serve.auth import load_api_keys
 from dlcore.serve.collector import rare_collections
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext, make_context
+from dlcore.serve.limits import Limiter
 from dlcore.serve.logs import configure_logging
 from dlcore.serve.membership import membership
 from dlcore.serve.response_homes import ResponseHomes
@@ -100,14 +101,17 @@ async def serve(
     listener: socket.socket,
     *,
     homes: ResponseHomes | None = None,
+    limits: Limiter | None = None,
     on_ready: Callable[[ServerContext], None] | None = None,
 ) -> int:
+    """`homes` and `limits`: where this process is one of several in front of an engine."""
     began = time.monotonic()
     engine = await make_engine()
     loaded = time.monotonic()
     try:
         ctx = make_context(engine, config)
         ctx.homes = homes
+        ctx.limits = limits or ctx.limits
         server = make_server(config, build_app(ctx), ctx.drain)
         rpc = await _start_rpc(ctx)
 

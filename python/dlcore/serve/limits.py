@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,6 +14,7 @@ from dlcore.serve.errors import send_error, too_many
 from dlcore.serve.record import SCOPE_KEY, RequestRecord
 
 LIMITED_PREFIX = "/v1/"
+Refusal = tuple[float, str]  # seconds to wait, why
 _MAX_CALLERS = 10_000  # callers without a key are told apart by address: bound the table
 
 
@@ -23,8 +25,23 @@ class _Caller:
     running: int = 0
 
 
+class Limiter(Protocol):
+    """What a server's requests are admitted by, whichever way they come."""
+
+    enabled: bool
+
+    async def take(self, name: str) -> Refusal | None:
+        """None when admitted; then `give_back` must follow."""
+        ...
+
+    def give_back(self, name: str) -> None: ...
+
+
 class Limits:
-    """`take` admits a request or says how many seconds to wait; `give_back` ends it."""
+    """`take` admits a request or says how many seconds to wait; `give_back` ends it.
+
+    Not thread safe.
+    """
 
     def __init__(
         self, per_minute: int, concurrent: int, clock: Callable[[], float] = time.monotonic
@@ -38,8 +55,8 @@ class Limits:
     def enabled(self) -> bool:
         return self._per_minute > 0 or self._concurrent > 0
 
-    def take(self, name: str) -> tuple[float, str] | None:
-        """None when admitted, else (seconds to wait, why)."""
+    def take(self, name: str) -> Refusal | None:
+        """None when admitted."""
         caller = self._caller(name)
         if self._concurrent and caller.running >= self._concurrent:
             return 1.0, f"{self._concurrent} requests of this key are running already"
@@ -79,8 +96,22 @@ class Limits:
         caller.refilled = now
 
 
+class OwnLimits:
+    """The Limiter of a server of one process."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.enabled = limits.enabled
+
+    async def take(self, name: str) -> Refusal | None:
+        return self._limits.take(name)
+
+    def give_back(self, name: str) -> None:
+        self._limits.give_back(name)
+
+
 class LimitMiddleware:
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limiter) -> None:
         self.app = app
         self.limits = limits
 
@@ -90,7 +121,7 @@ class LimitMiddleware:
             return
         record: RequestRecord = scope[SCOPE_KEY]
         name = record.key_name or record.client
-        refusal = self.limits.take(name)
+        refusal = await self.limits.take(name)
         if refusal is not None:
             await send_error(send, too_many(refusal[1], refusal[0]), scope["path"])
             return

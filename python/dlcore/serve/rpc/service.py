@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -62,11 +62,13 @@ class EngineService(EngineServicer):
         record = self._record(request, context)
         first = True
         try:
-            with self._admitted(record):
-                async with aclosing(self._outputs(request, record)) as outputs:
-                    async for output in outputs:
-                        yield response_of(output, record.request_id, first=first)
-                        first = False
+            async with (
+                self._admitted(record),
+                aclosing(self._outputs(request, record)) as outputs,
+            ):
+                async for output in outputs:
+                    yield response_of(output, record.request_id, first=first)
+                    first = False
             record.status = 200
         except Exception as error:
             record.status = to_api_error(error).status
@@ -106,13 +108,13 @@ class EngineService(EngineServicer):
         stats = {name: float(value) for name, value in self._engine.stats().items()}
         return pb.GetStatsResponse(healthy=self._engine.is_healthy(), stats=stats)
 
-    @contextmanager
-    def _admitted(self, record: RequestRecord) -> Iterator[None]:
+    @asynccontextmanager
+    async def _admitted(self, record: RequestRecord) -> AsyncIterator[None]:
         """Raises ApiError while draining and beyond the key's limits."""
         if self._ctx.drain.draining:
             raise unavailable("the server is shutting down")
         caller = record.key_name or record.client
-        if (refusal := self._ctx.limits.take(caller)) is not None:
+        if (refusal := await self._ctx.limits.take(caller)) is not None:
             raise too_many(refusal[1], refusal[0])
         self._ctx.drain.enter()
         try:
