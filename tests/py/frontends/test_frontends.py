@@ -30,6 +30,7 @@ from dlcore.frontends.metrics import samples, summed
 from dlcore.frontends.remote_core import RemoteBatch, RemoteCore, RemoteParams
 from dlcore.runner import build_engine
 from dlcore.sampling_params import ParameterError
+from dlcore.serve.limits import Limits
 
 SERVE = (sys.executable, "-m", "dlcore", "serve", "--frontends", "2", "--device", "cpu")
 
@@ -227,10 +228,10 @@ def test_the_responses_of_a_dead_front_end_are_not_found(served: Served) -> None
 # ---- the wire
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[CoreServer, RemoteCore]]:
+@contextlib.contextmanager
+def core_and_frontend(limits: Limits | None = None) -> Iterator[tuple[CoreServer, RemoteCore]]:
     loaded = build_engine(make_config(None, {"load_format": "null", "device": "cpu"}))
-    server = CoreServer(loaded.core, 1)
+    server = CoreServer(loaded.core, 1, limits=limits)
     loaded.core.start()
     server.start()
     remote = RemoteCore(server.endpoint, 0)
@@ -238,7 +239,13 @@ def pair() -> Iterator[tuple[CoreServer, RemoteCore]]:
     yield server, remote
     remote.stop()
     server.stop()
-    loaded.core.stop()
+    loaded.stop()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[CoreServer, RemoteCore]]:
+    with core_and_frontend() as both:
+        yield both
 
 
 def rows_of(remote: RemoteCore) -> RemoteBatch:

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from frontends.test_frontends import Served, until
+from frontends.test_frontends import Served, core_and_frontend, until
 
-from dlcore.bundled_model import make_config
 from dlcore.frontends.core_server import CoreServer
 from dlcore.frontends.messages import id_prefix
 from dlcore.frontends.remote_core import RemoteCore
 from dlcore.frontends.remote_limits import RemoteLimits, SharedLimits
-from dlcore.runner import build_engine
 from dlcore.serve.limits import Limits
 
 LONG = {"prompt": [1, 2, 3], "max_tokens": 1500, "ignore_eos": True, "stream": True}
@@ -94,16 +92,8 @@ def test_places_taken_and_given_back_at_random_add_up() -> None:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[CoreServer, RemoteCore]]:
-    loaded = build_engine(make_config(None, {"load_format": "null", "device": "cpu"}))
-    server = CoreServer(loaded.core, 1, limits=Limits(0, 1))
-    loaded.core.start()
-    server.start()
-    remote = RemoteCore(server.endpoint, 0)
-    assert remote.wait_ready(10)
-    yield server, remote
-    remote.stop()
-    server.stop()
-    loaded.stop()
+    with core_and_frontend(Limits(0, 1)) as both:
+        yield both
 
 
 async def test_a_place_granted_to_a_client_that_left_is_free_again(
