@@ -102,9 +102,9 @@ class CoreServer:
             self._ruled.close()
         self._context.destroy(linger=0)
         self._owner.remove()
-        if self._reply_fd >= 0:
-            os.close(self._reply_fd)
-            self._reply_fd = -1
+        reply_fd, self._reply_fd = self._reply_fd, -1
+        if reply_fd >= 0:
+            os.close(reply_fd)
 
     def forget_worker(self, worker: int, incarnation: int = 0) -> None:
         """A front end died: its requests have no reader any more. Any thread."""
@@ -199,7 +199,8 @@ class CoreServer:
 
     def _reply(self, reply: Rejected | Released | Taken) -> None:
         self._replies.append(reply)
-        os.eventfd_write(self._reply_fd, 1)
+        if not self._stopping.is_set():
+            os.eventfd_write(self._reply_fd, 1)
 
     # ---- outputs
 

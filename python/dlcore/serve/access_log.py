@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlcore.serve.metrics import Metrics
-from dlcore.serve.record import SCOPE_KEY, SEND_KEY, RequestRecord
+from dlcore.serve.record import SCOPE_KEY, SEND_KEY, RequestRecord, was_passed_on
 
 access_logger = logging.getLogger("dlcore.access")
 
@@ -44,7 +44,7 @@ class AccessLog:
             await self.app(scope, receive, send_with_id)
         finally:
             del scope[SEND_KEY]  # it holds the scope: both would wait for the garbage collector
-            if scope.get("server") is not None:  # else: who passed it on, by Unix socket, tells
+            if not was_passed_on(scope):
                 self._tell(record)
 
     def _tell(self, record: RequestRecord) -> None:

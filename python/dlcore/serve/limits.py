@@ -11,7 +11,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlcore.serve.errors import send_error, too_many
-from dlcore.serve.record import SCOPE_KEY, RequestRecord
+from dlcore.serve.record import SCOPE_KEY, RequestRecord, was_passed_on
 
 LIMITED_PREFIX = "/v1/"
 Refusal = tuple[float, str]  # seconds to wait, why
@@ -116,7 +116,8 @@ class LimitMiddleware:
         self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(LIMITED_PREFIX):
+        limited = scope["type"] == "http" and scope["path"].startswith(LIMITED_PREFIX)
+        if not limited or was_passed_on(scope):
             await self.app(scope, receive, send)
             return
         record: RequestRecord = scope[SCOPE_KEY]

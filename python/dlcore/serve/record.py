@@ -56,6 +56,12 @@ class RequestRecord:
         )
 
 
+def was_passed_on(scope: Scope) -> bool:
+    """Another front end sent it, by Unix socket: that one has logged and counted it."""
+    server = scope.get("server")  # (host, port); by a Unix socket (path, None), or nothing
+    return server is None or server[1] is None
+
+
 def record_of(request: Request) -> RequestRecord:
     record: RequestRecord = request.scope[SCOPE_KEY]
     return record

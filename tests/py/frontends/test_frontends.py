@@ -184,6 +184,22 @@ def test_a_response_is_found_whichever_front_end_made_it(served: Served) -> None
     assert {httpx.get(url).status_code for _ in range(8)} == {404}
 
 
+def num_posts(base: str) -> float:
+    page = httpx.get(f"{base}/metrics", timeout=30).text
+    counts = re.findall(r'^http_requests_total{.*method="POST".*} (\S+)$', page, re.M)
+    return sum(float(count) for count in counts)
+
+
+def test_what_one_front_end_passes_on_is_one_request(served: Served) -> None:
+    first = respond(served.base, input="hello there")
+    time.sleep(1.2)  # front ends tell each other twice a second
+    before = num_posts(served.base)
+    for _ in range(12):
+        respond(served.base, input="and then?", previous_response_id=first["id"])
+    time.sleep(1.2)
+    assert num_posts(served.base) - before == 12
+
+
 def test_a_stream_goes_on_from_a_response_of_any_front_end(served: Served) -> None:
     first = respond(served.base, input="hello there")
     ask = {**RESPONSES, "input": "go on", "previous_response_id": first["id"], "stream": True}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,17 @@ def test_one_at_once_is_one_over_all_front_ends_until_it_ends_or_its_front_end_d
             for child in server.children():
                 os.kill(child, signal.SIGKILL)
             until(lambda: _status(server) == 200, 30)
+
+
+def test_what_one_front_end_passes_on_to_another_counts_once() -> None:
+    flags = ("--load-format", "null", "--api-key", "k", "--max-concurrent-requests", "1")
+    with serving(*flags) as server:
+        url, key = f"{server.base}/v1/responses", {"x-api-key": "k"}
+        made = httpx.post(url, json={"input": "a"}, headers=key, timeout=60).json()["id"]
+        for _ in range(16):
+            time.sleep(0.1)  # the place of the one before is given back just behind its answer
+            body = {"input": "b", "previous_response_id": made}
+            assert httpx.post(url, json=body, headers=key, timeout=60).status_code == 200
 
 
 def _status(server: Served) -> int:
