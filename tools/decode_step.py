@@ -14,6 +14,7 @@ from dlcore.ops import attention_kernels, kernels
 from dlcore.ops.linear import linear, norm_swiglu, residual_linear
 from dlcore.ops.linear_argmax import linear_argmax, linear_argmax_pays
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.tile_linear import new_norm_space
 
 
 class DecodeStep:
@@ -41,6 +42,7 @@ class DecodeStep:
         self.rows = torch.arange(batch, dtype=torch.int32, device="cuda")
         self.ints = torch.zeros(2, batch, dtype=torch.int32, device="cuda")
         self.attention = HopperAttention.create(self.x.device)
+        self.norm_space = new_norm_space(self.x.device)
         self.argmax_space = kernels.argmax_workspace(batch, self.x.device)
         weights = sum(2.0 * w.numel() for layer in self.layers for w in layer[:4])
         cache = 4.0 * batch * context * shape.kv_heads * d * shape.layers
@@ -51,7 +53,7 @@ class DecodeStep:
         for qkv_w, o_w, gate_up_w, down_w, kv in self.layers:
             out = self.attend(stream, qkv_w, kv)
             stream = residual_linear(out.flatten(1), o_w, None, stream.x)
-            inner = norm_swiglu(stream, EPS, gate_up_w)
+            inner = norm_swiglu(stream, EPS, gate_up_w, self.norm_space)
             stream = residual_linear(inner, down_w, None, stream.x)
         self.sample(stream)
 

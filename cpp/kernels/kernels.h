@@ -35,6 +35,9 @@ struct dlk_product {
   float eps;             //   by 1 / sqrt(sum of squares[:, t] / K + eps)
   float* out_squares;    // float32 [pieces of N, T] or null: of out (not with swiglu), by pieces
   int num_tokens, n, k, num_pieces, swiglu;
+  void* norm_space;   // dlk_norm_space_bytes, zeroed once, or null: then x, whose `squares` are null,
+  int norm_patience;  //   is normed, the scales of its rows found by blocks together. A block looks
+                      //   so often for one that is another's before it finds it itself.
 };
 
 // How blocks share a product out.
@@ -45,10 +48,12 @@ struct dlk_tile {
   int stages;        // of 64 values of k in a block's ring: 2 to 16
 };
 // For tens to hundreds of tokens; K a multiple of 64, pieces of 64 outputs. residual and
-// out_squares only with 64 rows. With more than 128 tokens a tile, squares are slow.
+// out_squares only with 64 rows, norm_space only with swiglu and up to 512 tokens. With more than
+// 128 tokens a tile, squares are slow.
+int64_t dlk_norm_space_bytes(void);
 int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t stream);
 
-// For hundreds of tokens and more; K a multiple of 8, pieces of 256 outputs, no bias;
+// For hundreds of tokens and more; K a multiple of 8, pieces of 256 outputs, no bias or norm_space;
 // out_squares only with a residual, squares only without. `group` tiles of 256 tokens go through
 // the weight together.
 int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream);

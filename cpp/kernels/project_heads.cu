@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(Product::kThreads, 1)
                             EvictFirst()};
   const Tokens tokens(p);
   Product::Run(
-      source, [&] { p.norm.ComputeScales(p.num_tokens, p.k, scales); },
+      source, [&](int) { p.norm.ComputeScales(p.num_tokens, p.k, scales); },
       [&](const float* sums) { Finish<Cache>(p, tokens, sums, scales); });
 }
 

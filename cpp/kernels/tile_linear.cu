@@ -5,11 +5,13 @@
 //
 // RMSNorm between two products needs no kernel of its own: the first also writes each token's sum
 // of squares over the block's 64 outputs; the second, whose tokens those are, scales its sums by
-// 1 / rms. One warp of a block adds up the squares meanwhile.
+// 1 / rms. One warp of a block adds up the squares meanwhile. SwiGLU's tokens may be normed where
+// nobody left their squares (shared_norm.cuh).
 
 #include <algorithm>
 
 #include "kernels/kernels.h"
+#include "kernels/shared_norm.cuh"
 #include "kernels/tile_product.cuh"
 
 namespace dlcore::kernels {
@@ -23,6 +25,7 @@ struct Params {
   bf16* out;             // [T, N]
   int num_tokens, n, k, num_stages;
   tile::Norm norm;
+  SharedNorm shared_norm;
   float* out_squares;  // [ceil(N / 64), T] or null
 };
 
@@ -48,6 +51,16 @@ struct Kernel {
     const int next = first + (end - first) * blockIdx.y / gridDim.y;
     const int row = blockIdx.y * kOutRows, token = blockIdx.x * kTokens;
     return {weight, x, first, end, next, row, token, ring, p.num_stages, barriers, EvictFirst()};
+  }
+
+  // By each of the warps that help.
+  static __device__ __forceinline__ void FindScales(const Params& p, float (&scales)[kTokens],
+                                                    int helper) {
+    if (kSwiGlu && p.shared_norm.space != nullptr) {
+      p.shared_norm.Find<Product::kHelpers>(scales, helper);
+    } else if (helper == 0) {
+      p.norm.ComputeScales(p.num_tokens, p.k, scales);
+    }
   }
 
   // Four outputs of a token: the e-th such group of the tile.
@@ -157,7 +170,7 @@ __global__ void __launch_bounds__(Kernel<kTokens, kRows, kSwiGlu>::Product::kThr
   AllowNext();
   const auto source = K::MakeSource(p, &weight, &x, tile::AlignedRing(shared_bytes), &barriers);
   K::Product::Run(
-      source, [&] { p.norm.ComputeScales(p.num_tokens, p.k, scales); },
+      source, [&](int helper) { K::FindScales(p, scales, helper); },
       [&](const float* sums) { K::FinishAny(p, sums, scales); });
 }
 
@@ -175,6 +188,8 @@ struct Launcher {
             args.k,
             shape.stages,
             {args.squares, args.num_pieces, args.eps},
+            {static_cast<const bf16*>(args.x), static_cast<NormSpace*>(args.norm_space),
+             args.num_tokens, args.k, args.eps, args.norm_patience},
             args.out_squares};
   }
 
@@ -225,6 +240,10 @@ struct Launcher {
 
 bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
   const int splits = shape.splits;
+  if (args.norm_space != nullptr && (!args.swiglu || args.squares != nullptr ||
+                                     args.num_tokens > NormSpace::kMaxTokens)) {
+    return false;
+  }
   return (splits == 1 || splits == 2 || splits == 4) && splits * tile::kTileK <= args.k &&
          shape.stages >= 2 && shape.stages <= tile::kMaxStages && args.num_tokens >= 1 &&
          args.n % 8 == 0 && args.k % tile::kTileK == 0;
@@ -232,6 +251,8 @@ bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
 
 }  // namespace
 }  // namespace dlcore::kernels
+
+int64_t dlk_norm_space_bytes(void) { return sizeof(dlcore::kernels::NormSpace); }
 
 int dlk_tile_linear(const dlk_product* args, const dlk_tile* tile, cudaStream_t stream) {
   using namespace dlcore::kernels;

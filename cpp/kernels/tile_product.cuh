@@ -94,7 +94,9 @@ struct Product {
   // use more than a fourth of all.
   static constexpr bool kMovesRegisters = kRows == 192 && kTokens > 128;
   static constexpr int kParts = kMovesRegisters && kTokens == 256 ? 2 : 1;
-  static constexpr int kThreads = kConsumers + (kMovesRegisters ? 4 : 2) * kWarpSize;
+  // Warps that do not multiply: one brings operands, the others help.
+  static constexpr int kHelpers = kMovesRegisters ? 3 : 1;
+  static constexpr int kThreads = kConsumers + (1 + kHelpers) * kWarpSize;
   static constexpr int kPartTokens = kTokens / kParts;
   // W is the first to leave L2, but for large tiles, whose steps of k take long: 1.4% slower there.
   static constexpr bool kLeavesL2First = kTokens < 128 || kRows == 64;
@@ -182,12 +184,13 @@ struct Product {
     }
   }
 
-  // All threads of a block. meanwhile() is called by one warp beside the products, then
+  // All threads of a block. meanwhile(helper) is called by kHelpers warps beside the products, then
   // finish(sums) by the consumers: [kTokens][kPitch] in shared memory, theirs after SyncSums.
   template <class Meanwhile, class Finish>
   static __device__ __forceinline__ void Run(const Source& source, Meanwhile meanwhile,
                                              Finish finish) {
-    constexpr int kProducer = kConsumers, kHelper = kConsumers + kWarpSize;  // their threads
+    constexpr int kProducer = kConsumers;  // a thread
+    constexpr int kFirstHelper = kConsumers / kWarpSize + 1;
     const int warp = Uniform(threadIdx.x / kWarpSize);
     if (threadIdx.x == kProducer) ProduceFirst(source);
     __syncthreads();
@@ -195,7 +198,7 @@ struct Product {
     if (warp >= kConsumers / kWarpSize) {
       if constexpr (kMovesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
       if (threadIdx.x == kProducer) Produce(source);
-      if (warp == kHelper / kWarpSize) meanwhile();
+      if (warp >= kFirstHelper) meanwhile(warp - kFirstHelper);
       __syncwarp();
       __syncthreads();
       SyncSums();

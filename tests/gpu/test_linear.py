@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from dlcore.ops.linear import norm_linear, norm_swiglu, residual_linear
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.tile_linear import new_norm_space
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
 from tools.kernel_timing import captured
 
@@ -52,11 +53,12 @@ def test_residual_linear_and_the_norm_after_it(
 def test_swiglu_of_a_stream_that_a_library_left(num_tokens: int, inner: int, k: int) -> None:
     """In a graph, replay after replay: what runs beside a product reads this replay's stream."""
     weight, down = _random(2 * inner, k, scale=0.02), _random(k, 256)
+    space = new_norm_space(weight.device)
     x, residual = random_rows(num_tokens, 256), torch.zeros(num_tokens, k, device="cuda").bfloat16()
 
     def step() -> tuple[Tensor, Tensor]:
         stream = ResidualStream(residual.addmm_(x, down.t(), beta=0))
-        return stream.x, norm_swiglu(stream, EPS, weight)
+        return stream.x, norm_swiglu(stream, EPS, weight, space)
 
     graph, (y, out) = captured(step)
     for _ in range(3):

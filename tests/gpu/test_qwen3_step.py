@@ -9,6 +9,7 @@ from dlcore.attention import choose_attention
 from dlcore.layers.rope import build_cos_sin
 from dlcore.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from dlcore.ops import linear
+from dlcore.ops.tile_linear import new_norm_space
 from dlcore.step_buffers import DeviceState, StepBuffers
 from tests.gpu.paged_case import needs_kernels, relative_error
 from tools.kernel_timing import captured
@@ -33,7 +34,9 @@ CONFIG = Qwen3Config(
 def _model(device: torch.device, dtype: torch.dtype, weights: dict) -> Qwen3ForCausalLM:
     rope = {"rope_theta": 1e6, "rope_type": "default"}
     cos_sin = build_cos_sin(rope, CONFIG.head_dim, 512, device)
-    model = Qwen3ForCausalLM(CONFIG, choose_attention("auto", device), cos_sin)
+    model = Qwen3ForCausalLM(
+        CONFIG, choose_attention("auto", device), cos_sin, new_norm_space(device)
+    )
     for name, parameter in model.named_parameters():
         parameter.data = weights[name].to(device, dtype)
     model.weights_loaded()

@@ -6,10 +6,13 @@ from torch import Tensor
 
 from dlcore.ops import kernels
 from dlcore.ops.tile_linear import (
+    NORM_PATIENCE,
     LinearTile,
+    new_norm_space,
     tile_linear,
     tile_linear_before_norm,
     tile_linear_of_norm,
+    tile_swiglu,
 )
 from tests.gpu.linear_tiles import SWIGLU_TILES, TILES
 from tests.gpu.paged_case import needs_kernels, random_rows, relative_error
@@ -51,6 +54,26 @@ def test_tile_swiglu(num_tokens: int, inner: int, k: int, tile: LinearTile) -> N
     gate, up = (x.float() @ weight.float().T).chunk(2, dim=-1)
     out = tile_linear(x, weight, tile, swiglu=True)
     assert relative_error(out, torch.nn.functional.silu(gate) * up) < ROUNDING
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40, 256, 385])
+@pytest.mark.parametrize(("inner", "k"), [(3072, 1024), (1000, 1088), (26000, 576)])
+@pytest.mark.parametrize("tile", SWIGLU_TILES)
+def test_blocks_share_the_norm_of_a_swiglu(
+    num_tokens: int, inner: int, k: int, tile: LinearTile
+) -> None:
+    """Also without patience for each other, and with more of them than multiprocessors."""
+    weight, space = _random(2 * inner, k, scale=0.05), new_norm_space(torch.device("cuda", 0))
+    assert space is not None
+    for _ in range(2):
+        x = random_rows(num_tokens, k)
+        gate, up = (_norm(x) @ weight.float().T).chunk(2, dim=-1)
+        out = tile_swiglu(x, EPS, weight, tile, space)
+        assert relative_error(out, torch.nn.functional.silu(gate) * up) < ROUNDING
+        for patience in (0, 1, NORM_PATIENCE):
+            again = tile_swiglu(x, EPS, weight, tile, space, patience=patience)
+            assert torch.equal(again, out)
+        assert not space.any()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 31, 129, 400])

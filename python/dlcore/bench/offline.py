@@ -7,8 +7,8 @@ The figures and how they are taken:
   for at least `busy_s`, as a GPU needs time to find its clock at its power limit; and each
   after `idle_s` without work, as a lone request finds a GPU that has not slowed down;
 - prefill: tokens a second over a batch of prompts with one token of answer each;
-- mixed: answer tokens a second, all requests at once, lengths drawn from a seeded generator;
-  over `repeats` draws, as one alone moves the figure by some 2%.
+- mixed: answer tokens a second, all requests at once, lengths drawn at random; over `repeats`
+  draws, as one alone moves the figure by some 2%. A seed's draws are the same in every run.
 Prompts are random token ids, new every time, so that no prefix cache helps.
 """
 
@@ -140,10 +140,11 @@ class OfflineBench:
 
     def _mixed(self) -> Figure:
         plan = self._plan
+        lengths = random.Random(plan.seed)
         draws = []  # of each: answer tokens, seconds
         for _ in range(plan.repeats):
-            inputs = [self._rng.randint(*plan.mixed_input) for _ in range(plan.mixed_requests)]
-            outputs = [self._rng.randint(*plan.mixed_output) for _ in range(plan.mixed_requests)]
+            inputs = [lengths.randint(*plan.mixed_input) for _ in range(plan.mixed_requests)]
+            outputs = [lengths.randint(*plan.mixed_output) for _ in range(plan.mixed_requests)]
             draws.append((sum(outputs), self._seconds(inputs, outputs)))
         tokens, seconds = (sum(column) for column in zip(*draws, strict=True))
         each = ", ".join(f"{tokens / seconds:,.0f}" for tokens, seconds in draws)

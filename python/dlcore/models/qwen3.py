@@ -24,6 +24,7 @@ from dlcore.ops.begin_step import begin_step
 from dlcore.ops.linear import linear, norm_swiglu, residual_linear
 from dlcore.ops.report_layer import report_layer
 from dlcore.ops.residual_stream import ResidualStream
+from dlcore.ops.tile_linear import new_norm_space
 from dlcore.quant.fp8 import E4M3
 from dlcore.step_buffers import DeviceState, StepBuffers, WantedRows, lazy_zeros
 
@@ -77,20 +78,24 @@ class Qwen3Config:
 
 
 class Qwen3MLP(nn.Module):
-    def __init__(self, config: Qwen3Config) -> None:
+    def __init__(self, config: Qwen3Config, norm_space: Tensor | None) -> None:
         super().__init__()
+        self.norm_space = norm_space
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
         self.norm_eps = config.rms_norm_eps
 
     def forward(self, stream: ResidualStream) -> ResidualStream:
         """The stream with the MLP of its RMSNorm added, whose weight is in gate_up_proj."""
-        inner = norm_swiglu(stream, self.norm_eps, self.gate_up_proj.weight)
+        weight = self.gate_up_proj.weight
+        inner = norm_swiglu(stream, self.norm_eps, weight, self.norm_space)
         return residual_linear(inner, self.down_proj.weight, None, stream.x)
 
 
 class Qwen3DecoderLayer(nn.Module):
-    def __init__(self, config: Qwen3Config, attention: AttentionBackend) -> None:
+    def __init__(
+        self, config: Qwen3Config, attention: AttentionBackend, norm_space: Tensor | None
+    ) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn = GqaAttention(
@@ -104,7 +109,7 @@ class Qwen3DecoderLayer(nn.Module):
             backend=attention,
         )
         self.post_attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Qwen3MLP(config)
+        self.mlp = Qwen3MLP(config, norm_space)
 
     def forward(
         self,
@@ -125,7 +130,14 @@ class Qwen3DecoderLayer(nn.Module):
 
 
 class Qwen3ForCausalLM(nn.Module):
-    def __init__(self, config: Qwen3Config, attention: AttentionBackend, cos_sin: Tensor) -> None:
+    def __init__(
+        self,
+        config: Qwen3Config,
+        attention: AttentionBackend,
+        cos_sin: Tensor,
+        norm_space: Tensor | None = None,
+    ) -> None:
+        """norm_space: see ops.linear.norm_swiglu."""
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
@@ -134,7 +146,8 @@ class Qwen3ForCausalLM(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.layers = nn.ModuleList(
-            Qwen3DecoderLayer(config, attention) for _ in range(config.num_hidden_layers)
+            Qwen3DecoderLayer(config, attention, norm_space)
+            for _ in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Parameter | None = None
@@ -233,8 +246,9 @@ def build(
     qwen3 = Qwen3Config.from_hf(config.hf_config)
     rope = rope_parameters(config.hf_config)
     cos_sin = build_cos_sin(rope, qwen3.head_dim, config.max_model_len, device)
+    space = new_norm_space(device)
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(qwen3, attention, cos_sin)
+        model = Qwen3ForCausalLM(qwen3, attention, cos_sin, space)
     model = model.to(getattr(torch, config.dtype)).to_empty(device=device)
     if config.kv_cache_dtype == "fp8":
         model.use_fp8_kv_cache()

@@ -74,6 +74,7 @@ _SIGNATURES = {
 _SIZE_SIGNATURES = {
     "dlk_decode_workspace_bytes": [_INT] * 3,
     "dlk_prefill_workspace_bytes": [],
+    "dlk_norm_space_bytes": [],
 }
 
 

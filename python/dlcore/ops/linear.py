@@ -21,6 +21,7 @@ from dlcore.ops.tile_linear import (
     tile_linear,
     tile_linear_before_norm,
     tile_linear_of_norm,
+    tile_swiglu,
 )
 from dlcore.ops.wide_linear import (
     wide_linear,
@@ -65,10 +66,13 @@ def norm_linear(
     return linear(rms_norm(x, None, eps), weight, bias), None
 
 
-def norm_swiglu(stream: ResidualStream, eps: float, weight: Tensor) -> Tensor:
+def norm_swiglu(
+    stream: ResidualStream, eps: float, weight: Tensor, space: Tensor | None = None
+) -> Tensor:
     """silu(gate) * up: [T, I], where (gate, up) = rms_norm(stream) W^T.
 
-    weight: [2I, D], the rows of gate, then those of up.
+    weight: [2I, D], the rows of gate, then those of up. space: tile_linear.new_norm_space of
+    the engine; without it some norms are a kernel of their own.
     """
     x, squares = stream.x, stream.squares
     if _is_skinny_norm(stream, weight):
@@ -81,6 +85,8 @@ def norm_swiglu(stream: ResidualStream, eps: float, weight: Tensor) -> Tensor:
     if tile is not None:
         if squares is not None and tile.takes_norm:
             return tile_linear_of_norm(x, squares, eps, weight, tile, swiglu=True)
+        if space is not None and tile.finds_norm:
+            return tile_swiglu(x, eps, weight, tile, space)
         return tile_linear(rms_norm(x, None, eps), weight, tile, swiglu=True)
     if kernels.usable(x, weight):
         return silu_and_mul(linear(x, weight), PendingNorm(x, eps))

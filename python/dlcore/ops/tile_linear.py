@@ -7,6 +7,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dlcore.ops import kernels
@@ -33,6 +34,7 @@ RING_OF_HALF = 4  # stages of 64 tokens by 128 rows, of which a multiprocessor h
 ONE_ROUND_RINGS = {128: 5, 192: 4, 256: 4}
 MIN_USE = 0.7
 PIECE = 64  # outputs whose squares are summed
+NORM_PATIENCE = 1000  # looks for what another block finds in some microseconds
 
 
 class _Tile(ctypes.Structure):
@@ -65,6 +67,12 @@ class LinearTile:
         """Whether it should norm x: one warp adds up the squares, beside loads that fill the ring
         of a larger tile."""
         return self.tokens <= 128
+
+    @property
+    def finds_norm(self) -> bool:
+        """Whether its blocks should find the norm that nobody left squares for (`tile_swiglu`): no
+        gain in tiles of 256 tokens at the power limit, or of 64 by 128 rows."""
+        return self.tokens in (128, 192) and self.rows == 192
 
     def as_argument(self) -> _Tile:
         return _Tile(self.tokens, self.rows, self.splits, self.stages)
@@ -164,6 +172,34 @@ def tile_linear_of_norm(
 ) -> Tensor:
     """`tile_linear` of x's RMSNorm: [T, N] = rms_norm(x) weight^T + bias. squares: x's."""
     product = WeightProduct(x=x, weight=weight, bias=bias, swiglu=swiglu, squares=squares, eps=eps)
+    return product.launch(KERNEL, tile.as_argument())
+
+
+def new_norm_space(device: torch.device) -> Tensor | None:
+    """Where blocks of a `tile_swiglu` meet: one for all products of an engine, none where there is
+    no such kernel. Zeroed; each launch leaves it so."""
+    if not kernels.runs_on(device):
+        return None
+    return torch.zeros(kernels.size("dlk_norm_space_bytes"), dtype=torch.uint8, device=device)
+
+
+def tile_swiglu(
+    x: Tensor,
+    eps: float,
+    weight: Tensor,
+    tile: LinearTile,
+    space: Tensor,
+    *,
+    patience: int = NORM_PATIENCE,
+) -> Tensor:
+    """`tile_linear` with swiglu of x's RMSNorm, whose rows nobody has squared. T is up to 512.
+
+    space: `new_norm_space`. patience: how often a block looks for 1 / rms of a row that another one
+    finds before it finds it itself; the result is the same.
+    """
+    product = WeightProduct(
+        x=x, weight=weight, swiglu=True, norm_space=space, norm_patience=patience, eps=eps
+    )
     return product.launch(KERNEL, tile.as_argument())
 
 

@@ -30,6 +30,8 @@ class _Product(ctypes.Structure):
         ("k", _INT),
         ("num_pieces", _INT),
         ("swiglu", _INT),
+        ("norm_space", _PTR),
+        ("norm_patience", _INT),
     )
 
 
@@ -43,6 +45,8 @@ class WeightProduct:
     residual: Tensor | None = None
     swiglu: bool = False
     squares: Tensor | None = None  # x is RMS-normalised first, whose rows' squares these are
+    norm_space: Tensor | None = None  # the same without squares; ops.tile_linear.new_norm_space
+    norm_patience: int = 0
     eps: float = 0.0
     out_squares: Tensor | None = None  # filled with those of the result, see `empty_squares`
 
@@ -75,6 +79,8 @@ class WeightProduct:
             k=k,
             num_pieces=0 if self.squares is None else self.squares.shape[0],
             swiglu=int(self.swiglu),
+            norm_space=pointer(self.norm_space),
+            norm_patience=self.norm_patience,
         )
 
 
