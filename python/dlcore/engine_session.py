@@ -55,12 +55,17 @@ class ServedModel:
     tokenizer: Tokenizer | None
     # What the model's authors advise, by SamplingParams field name.
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    _default_params: SamplingParams = field(init=False, repr=False, compare=False)
 
-    def default_sampling_params(self) -> SamplingParams:
+    def __post_init__(self) -> None:
         known = dict(self.generation_defaults)
         if "top_k" in known:
             known["top_k"] = int(known["top_k"])
-        return SamplingParams(**known)  # type: ignore[arg-type]
+        params = SamplingParams(**known)  # type: ignore[arg-type]
+        object.__setattr__(self, "_default_params", params)
+
+    def default_sampling_params(self) -> SamplingParams:
+        return self._default_params
 
 
 class SessionRules(Protocol):

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from dlcore.config import ConfigError, EngineConfig, ModelConfig
+from dlcore.sampling_params import ParameterError, SamplingParams
 
 GENERATION_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -120,8 +121,13 @@ def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
     found = {
         n: generation[n] for n in GENERATION_FIELDS if isinstance(generation.get(n), int | float)
     }
-    # The authors' way to say greedy.
-    return found | {"temperature": 0.0} if generation.get("do_sample") is False else found
+    if generation.get("do_sample") is False:  # the authors' way to say greedy
+        found["temperature"] = 0.0
+    try:
+        SamplingParams(**found)
+    except ParameterError as error:
+        raise ConfigError("model", f"generation_config.json: {error}") from None
+    return found
 
 
 def _dtype(requested: str, hf_config: Mapping[str, Any], device: str) -> str:

@@ -140,6 +140,13 @@ def test_eos_ids_and_sampling_defaults_come_from_the_folder(folder: Path) -> Non
     assert config.dtype == "float32"
 
 
+@pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("top_p", True), ("min_p", 2)])
+def test_wrong_sampling_defaults_are_named_at_once(folder: Path, name: str, value: float) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(ConfigError, match=f"model: generation_config.json: {name}: must be"):
+        read_model_config(EngineConfig(model=str(folder)), "cpu")
+
+
 ROPES = [
     None,
     {"rope_type": "linear", "factor": 2.0},
