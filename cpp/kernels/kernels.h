@@ -35,9 +35,10 @@ struct dlk_product {
   float eps;             //   by 1 / sqrt(sum of squares[:, t] / K + eps)
   float* out_squares;    // float32 [pieces of N, T] or null: of out (not with swiglu), by pieces
   int num_tokens, n, k, num_pieces, swiglu;
-  void* norm_space;   // dlk_norm_space_bytes, zeroed once, or null: then x, whose `squares` are null,
-  int norm_patience;  //   is normed, the scales of its rows found by blocks together. A block looks
-                      //   so often for one that is another's before it finds it itself.
+  // dlk_norm_space_bytes, zeroed once, or null: then x, whose `squares` are null, is normed, the
+  // scales of its rows found by blocks together.
+  void* norm_space;
+  int norm_patience;  // looks for a scale that another block finds, before it is found once more
 };
 
 // How blocks share a product out.

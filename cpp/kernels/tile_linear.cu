@@ -240,8 +240,8 @@ struct Launcher {
 
 bool IsKnown(const dlk_product& args, const dlk_tile& shape) {
   const int splits = shape.splits;
-  if (args.norm_space != nullptr && (!args.swiglu || args.squares != nullptr ||
-                                     args.num_tokens > NormSpace::kMaxTokens)) {
+  if (args.norm_space != nullptr &&
+      (!args.swiglu || args.squares != nullptr || args.num_tokens > NormSpace::kMaxTokens)) {
     return false;
   }
   return (splits == 1 || splits == 2 || splits == 4) && splits * tile::kTileK <= args.k &&
