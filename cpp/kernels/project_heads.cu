@@ -128,7 +128,7 @@ int dlk_project_heads(const dlk_product* product, int stages, const dlk_new_toke
   using namespace dlcore::kernels;
   const dlk_product& a = *product;
   if (a.num_tokens < 1 || a.k % tile::kTileK != 0 || stages < 2 || stages > tile::kMaxStages ||
-      a.bias != nullptr || a.residual != nullptr || a.swiglu ||
+      a.bias != nullptr || a.residual != nullptr || a.swiglu || a.norm_space != nullptr ||
       a.n != (num_q_heads + 2 * num_kv_heads) * kHeadDim || !NormsBothOrNone(*tokens)) {
     return cudaErrorInvalidValue;
   }

@@ -184,7 +184,8 @@ int dlk_wide_linear(const dlk_product* args, int group, cudaStream_t stream) {
   using namespace dlcore::kernels::wide;
   const dlk_product& a = *args;
   if (a.num_tokens < 1 || a.n % 8 != 0 || a.k % 8 != 0 || group < 1 || a.bias != nullptr ||
-      (a.swiglu && a.residual != nullptr) || (a.residual != nullptr && a.squares != nullptr) ||
+      a.norm_space != nullptr || (a.swiglu && a.residual != nullptr) ||
+      (a.residual != nullptr && a.squares != nullptr) ||
       (a.out_squares != nullptr && a.residual == nullptr)) {
     return cudaErrorInvalidValue;
   }
