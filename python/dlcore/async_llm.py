@@ -65,7 +65,7 @@ class AsyncLLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's authors advise (generation_config.json)."""
-        return self._session.model.default_sampling_params()
+        return self._session.model.default_params
 
     @property
     def kv_peer(self) -> KvPeer | None:

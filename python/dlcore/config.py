@@ -192,7 +192,7 @@ class ModelConfig:
     kv_cache_dtype: str = "auto"  # "auto" (= dtype) | "fp8"
     # Sampling defaults the model's authors published (generation_config.json), by
     # SamplingParams field name: temperature, top_p, top_k, min_p, repetition_penalty.
-    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

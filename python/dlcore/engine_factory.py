@@ -12,6 +12,7 @@ from dlcore.kv_link import LocalKvLink
 from dlcore.kv_peer import KvPeer
 from dlcore.model_folder import find_model_folder
 from dlcore.runner import LoadedEngine, build_engine, choose_device
+from dlcore.sampling_params import SamplingParams
 from dlcore.tokenizer import Tokenizer
 
 
@@ -49,5 +50,5 @@ def _served_model(loaded: LoadedEngine) -> ServedModel:
         block_size=config.block_size,
         eos_token_ids=frozenset(model.eos_token_ids),
         tokenizer=Tokenizer.from_folder(tokenizer_folder(loaded)),
-        generation_defaults=model.generation_defaults,
+        default_params=SamplingParams(**model.generation_defaults),
     )

@@ -8,7 +8,7 @@ its first output and find the prompt's KV in the prefix cache.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,19 +53,8 @@ class ServedModel:
     block_size: int
     eos_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
-    # What the model's authors advise, by SamplingParams field name.
-    generation_defaults: Mapping[str, float] = field(default_factory=dict)
-    _default_params: SamplingParams = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        known = dict(self.generation_defaults)
-        if "top_k" in known:
-            known["top_k"] = int(known["top_k"])
-        params = SamplingParams(**known)  # type: ignore[arg-type]
-        object.__setattr__(self, "_default_params", params)
-
-    def default_sampling_params(self) -> SamplingParams:
-        return self._default_params
+    # What the model's authors advise.
+    default_params: SamplingParams = field(default_factory=SamplingParams)
 
 
 class SessionRules(Protocol):

@@ -93,7 +93,7 @@ class LLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's authors advise (generation_config.json); used when none are given."""
-        return self._session.model.default_sampling_params()
+        return self._session.model.default_params
 
     def generate(
         self,

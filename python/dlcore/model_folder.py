@@ -117,7 +117,7 @@ def _eos_token_ids(hf_config: Mapping[str, Any], generation: Mapping[str, Any]) 
     return tuple(sorted(ids))
 
 
-def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         n: generation[n] for n in GENERATION_FIELDS if isinstance(generation.get(n), int | float)
     }
@@ -127,6 +127,8 @@ def _generation_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
         SamplingParams(**found)
     except ParameterError as error:
         raise ConfigError("model", f"generation_config.json: {error}") from None
+    if "top_k" in found:
+        found["top_k"] = int(found["top_k"])  # some write 50.0
     return found
 
 

@@ -74,8 +74,9 @@ class Supervisor:
         self._port = port
         kv = engine.config.kv_transfer
         link = LocalKvLink(engine.core) if kv is not None else None
-        limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
-        self._server = CoreServer(engine.core, config.frontends, _rules(engine), link, limits)
+        self._server = CoreServer(
+            engine.core, config.frontends, _rules(engine), link, Limits.of(config)
+        )
         self._facts = _facts(engine)
         self._kv = KvFacts.of(kv, link.endpoints) if kv is not None and link is not None else None
         self._signals = 0

@@ -23,9 +23,11 @@ from dlcore.frontends.remote_core import RemoteCore, RemoteParams
 from dlcore.frontends.remote_kv import KvFacts, remote_kv_peer
 from dlcore.frontends.remote_limits import RemoteLimits
 from dlcore.frontends.remote_rules import RemoteRules
+from dlcore.sampling_params import SamplingParams
 from dlcore.serve.config import ServeConfig
 from dlcore.serve.context import ServerContext
 from dlcore.serve.http import bind, run, serve
+from dlcore.serve.limits import Limits
 from dlcore.serve.logs import configure_logging
 from dlcore.serve.response_homes import ResponseHomes
 from dlcore.tokenizer import Tokenizer
@@ -46,7 +48,7 @@ class ModelFacts(msgspec.Struct):
     block_size: int
     eos_token_ids: list[int]
     tokenizer_folder: str
-    generation_defaults: dict[str, float]
+    generation_defaults: dict[str, Any]
 
 
 class WorkerConfig(msgspec.Struct):
@@ -73,7 +75,7 @@ def served_model(facts: ModelFacts) -> ServedModel:
         block_size=facts.block_size,
         eos_token_ids=frozenset(facts.eos_token_ids),
         tokenizer=Tokenizer.from_folder(facts.tokenizer_folder),
-        generation_defaults=facts.generation_defaults,
+        default_params=SamplingParams(**facts.generation_defaults),
     )
 
 
@@ -116,7 +118,7 @@ def main() -> int:
         sys.stdout.flush()
 
     homes = ResponseHomes(config.folder, config.worker)
-    limits = RemoteLimits(core, enabled=settings.limits_callers)
+    limits = RemoteLimits(core, enabled=Limits.of(settings).enabled)
     listener = bind(settings.host, config.port, shared=True)
     with listener:
         served = serve(

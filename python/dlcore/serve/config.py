@@ -103,10 +103,6 @@ class ServeConfig:
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser()
 
-    @property
-    def limits_callers(self) -> bool:
-        return self.requests_per_minute > 0 or self.max_concurrent_requests > 0
-
     def __post_init__(self) -> None:
         for name in ("port", "grpc_port"):
             value = getattr(self, name)

@@ -66,8 +66,8 @@ def make_context(engine: EngineClient, config: ServeConfig) -> ServerContext:
     template = _template_file(config.chat_template, engine.tokenizer)
     traces = make_tracing(config.otlp_endpoint) if config.otlp_endpoint else None
     metrics = Metrics(names[0], engine.stats)
-    limits = Limits(config.requests_per_minute, config.max_concurrent_requests)
-    return ServerContext(engine, config, metrics, form, OwnLimits(limits), template, traces)
+    limits = OwnLimits(Limits.of(config))
+    return ServerContext(engine, config, metrics, form, limits, template, traces)
 
 
 def _template_file(file: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:

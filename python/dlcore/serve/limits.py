@@ -10,6 +10,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dlcore.serve.config import ServeConfig
 from dlcore.serve.errors import send_error, too_many
 from dlcore.serve.record import SCOPE_KEY, RequestRecord, was_passed_on
 
@@ -50,6 +51,10 @@ class Limits:
         self._concurrent = concurrent
         self._clock = clock
         self._callers: OrderedDict[str, _Caller] = OrderedDict()
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> Limits:
+        return cls(config.requests_per_minute, config.max_concurrent_requests)
 
     @property
     def enabled(self) -> bool:
